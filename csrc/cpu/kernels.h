@@ -50,6 +50,7 @@ struct GptqBlockArgs {
   int64_t n, cols, groups;
   int bits;
   bool float_zero;
+  int min_code;  // lowest code: 0, or 1 for the restricted grid
 };
 
 // errors[c] = || (w - Q(w * s_c) / s_c) . factor^T ||_F^2 for every candidate s_c, where Q is the
@@ -114,6 +115,9 @@ void grid_search(const GridSearchArgs& args);
 #if defined(__x86_64__)
 namespace avx2 {
 bool supported();  // AVX2, FMA and F16C in the processor, and the OS saves the registers
+void gptq_block(const GptqBlockArgs& args);
+void awq_errors(const AwqErrorsArgs& args);
+void grid_search(const GridSearchArgs& args);
 }  // namespace avx2
 #endif
 
