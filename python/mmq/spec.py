@@ -91,6 +91,13 @@ class QuantSpec:
         return max(k, 1) if self.group_size == -1 else self.group_size
 
     @property
+    def kind(self) -> str:
+        """The grid's one-word name in the kernels: integer, float, symmetric or restricted."""
+        if self.zero == "symmetric" and self.symmetric_range == "restricted":
+            return "restricted"
+        return self.zero
+
+    @property
     def torch_scale_dtype(self) -> torch.dtype:
         """The storage type of scales and minima."""
         return SCALE_DTYPES[self.scale_dtype]
