@@ -37,8 +37,9 @@ class QuantSpec:
     - ``zero="float"``: w = q * scale + minimum.
 
     ``group_size`` is -1 for one group per row (per channel). ``per_tensor`` gives the whole
-    matrix one scale. ``clip="mse"`` searches the range that minimises sum |w - w_hat| ** clip_exponent over
-    the shrink factors 1, 1 - 1/clip_steps, ... down to 1 - clip_shrink.
+    matrix one scale. ``clip="mse"`` searches the range that minimises
+    sum |w - w_hat| ** clip_exponent over the shrink factors 1, 1 - 1/clip_steps, ... down to
+    1 - clip_shrink.
 
     Raises MmqError for any value outside these rules.
     """
