@@ -123,6 +123,9 @@ void grid_search(const GridSearchArgs& args);
 #if defined(__x86_64__)
 namespace avx2 {
 bool supported();  // AVX2, FMA and F16C in the processor, and the OS saves the registers
+void packed_gemm(const PackedGemmArgs& args);
+void packed_gemm_exact(const PackedGemmArgs& args);
+void packed_gemm_int8(const PackedGemmArgs& args);
 }  // namespace avx2
 #endif
 
