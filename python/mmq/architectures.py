@@ -99,6 +99,7 @@ class Architecture:
     """One supported model class, with the conditions that its configuration must meet.
 
     ``stacks`` are in the order of calibration: each reads what the ones before it produce.
+    ``parts`` gives each parameter to a component: the longest matching path prefix decides.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Architecture:
     requires: tuple[Condition, ...]
     stacks: tuple[Stack, ...]
     heads: tuple[Head, ...]
+    parts: tuple[tuple[str, Component], ...]
 
 
 _RELU: Final[Condition] = ("activation_function", ("relu",))
@@ -299,6 +301,14 @@ _BLIP2_VISION: Final = Stack(
     "vision", "vision", "vision_model.encoder.layers", "vision_config", _EVA_VIT
 )
 
+_BLIP2_PARTS: Final[tuple[tuple[str, Component], ...]] = (
+    ("vision_model", "vision"),
+    ("query_tokens", "connector"),
+    ("qformer", "connector"),
+    ("language_projection", "connector"),
+    ("language_model", "language"),
+)
+
 _BLIP2_OPT: Final = Architecture(
     name="BLIP-2 captioning (OPT)",
     model_class="Blip2ForConditionalGeneration",
@@ -314,6 +324,7 @@ _BLIP2_OPT: Final = Architecture(
         Head("language", "language_model.model.decoder.project_out", "decoder", optional=True),
         Head("language", "language_model.lm_head", after="decoder"),
     ),
+    parts=_BLIP2_PARTS,
 )
 
 _BLIP2_T5: Final = Architecture(
@@ -347,6 +358,7 @@ _BLIP2_T5: Final = Architecture(
         Head("connector", "language_projection", after="qformer"),
         Head("language", "language_model.lm_head", after="decoder"),
     ),
+    parts=_BLIP2_PARTS,
 )
 
 _BLIP2_RETRIEVAL: Final = Architecture(
@@ -361,6 +373,15 @@ _BLIP2_RETRIEVAL: Final = Architecture(
         Head("connector", "vision_projection", after="qformer"),
         Head("connector", "text_projection", after="qformer"),
         Head("connector", "itm_head", after="qformer"),
+    ),
+    parts=(
+        ("vision_model", "vision"),
+        ("query_tokens", "connector"),
+        ("embeddings", "connector"),
+        ("qformer", "connector"),
+        ("vision_projection", "connector"),
+        ("text_projection", "connector"),
+        ("itm_head", "connector"),
     ),
 )
 
@@ -386,6 +407,12 @@ _LLAVA: Final = Architecture(
         Head("connector", "model.multi_modal_projector.linear_1", after="vision"),
         Head("connector", "model.multi_modal_projector.linear_2", after="vision"),
         Head("language", "lm_head", after="decoder"),
+    ),
+    parts=(
+        ("model.vision_tower", "vision"),
+        ("model.multi_modal_projector", "connector"),
+        ("model.language_model", "language"),
+        ("lm_head", "language"),
     ),
 )
 
