@@ -98,16 +98,16 @@ class Head:
 class Architecture:
     """One supported model class, with the conditions that its configuration must meet.
 
-    ``stacks`` are in the order of calibration: each reads what the ones before it produce.
     ``parts`` gives each parameter to a component: the longest matching path prefix decides.
+    ``stacks`` are in the order of calibration: each reads what the ones before it produce.
     """
 
     name: str
     model_class: str
     requires: tuple[Condition, ...]
+    parts: tuple[tuple[str, Component], ...]
     stacks: tuple[Stack, ...]
     heads: tuple[Head, ...]
-    parts: tuple[tuple[str, Component], ...]
 
 
 _RELU: Final[Condition] = ("activation_function", ("relu",))
@@ -313,6 +313,7 @@ _BLIP2_OPT: Final = Architecture(
     name="BLIP-2 captioning (OPT)",
     model_class="Blip2ForConditionalGeneration",
     requires=(("text_config.model_type", ("opt",)),),
+    parts=_BLIP2_PARTS,
     stacks=(
         _BLIP2_VISION,
         Stack("connector", "qformer", "qformer.encoder.layer", "qformer_config", _QFORMER_QUERY),
@@ -324,7 +325,6 @@ _BLIP2_OPT: Final = Architecture(
         Head("language", "language_model.model.decoder.project_out", "decoder", optional=True),
         Head("language", "language_model.lm_head", after="decoder"),
     ),
-    parts=_BLIP2_PARTS,
 )
 
 _BLIP2_T5: Final = Architecture(
@@ -334,6 +334,7 @@ _BLIP2_T5: Final = Architecture(
         ("text_config.model_type", ("t5",)),
         ("text_config.is_gated_act", (True,)),
     ),
+    parts=_BLIP2_PARTS,
     stacks=(
         _BLIP2_VISION,
         Stack("connector", "qformer", "qformer.encoder.layer", "qformer_config", _QFORMER_QUERY),
@@ -358,22 +359,12 @@ _BLIP2_T5: Final = Architecture(
         Head("connector", "language_projection", after="qformer"),
         Head("language", "language_model.lm_head", after="decoder"),
     ),
-    parts=_BLIP2_PARTS,
 )
 
 _BLIP2_RETRIEVAL: Final = Architecture(
     name="BLIP-2 retrieval (ITC + ITM)",
     model_class="Blip2ForImageTextRetrieval",
     requires=(("qformer_config.use_qformer_text_input", (True,)),),
-    stacks=(
-        _BLIP2_VISION,
-        Stack("connector", "qformer", "qformer.encoder.layer", "qformer_config", _QFORMER_TEXT),
-    ),
-    heads=(
-        Head("connector", "vision_projection", after="qformer"),
-        Head("connector", "text_projection", after="qformer"),
-        Head("connector", "itm_head", after="qformer"),
-    ),
     parts=(
         ("vision_model", "vision"),
         ("query_tokens", "connector"),
@@ -383,6 +374,15 @@ _BLIP2_RETRIEVAL: Final = Architecture(
         ("text_projection", "connector"),
         ("itm_head", "connector"),
     ),
+    stacks=(
+        _BLIP2_VISION,
+        Stack("connector", "qformer", "qformer.encoder.layer", "qformer_config", _QFORMER_TEXT),
+    ),
+    heads=(
+        Head("connector", "vision_projection", after="qformer"),
+        Head("connector", "text_projection", after="qformer"),
+        Head("connector", "itm_head", after="qformer"),
+    ),
 )
 
 _LLAVA: Final = Architecture(
@@ -391,6 +391,12 @@ _LLAVA: Final = Architecture(
     requires=(
         ("vision_config.model_type", ("clip_vision_model",)),
         ("text_config.model_type", ("llama",)),
+    ),
+    parts=(
+        ("model.vision_tower", "vision"),
+        ("model.multi_modal_projector", "connector"),
+        ("model.language_model", "language"),
+        ("lm_head", "language"),
     ),
     stacks=(
         Stack(
@@ -407,12 +413,6 @@ _LLAVA: Final = Architecture(
         Head("connector", "model.multi_modal_projector.linear_1", after="vision"),
         Head("connector", "model.multi_modal_projector.linear_2", after="vision"),
         Head("language", "lm_head", after="decoder"),
-    ),
-    parts=(
-        ("model.vision_tower", "vision"),
-        ("model.multi_modal_projector", "connector"),
-        ("model.language_model", "language"),
-        ("lm_head", "language"),
     ),
 )
 
