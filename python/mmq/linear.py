@@ -283,6 +283,13 @@ class QuantLinear(nn.Module):
         self.tiles = ops.repack(self.qweight, self.layout.bits, self.layout.k)
         self.qweight = None
 
+    def narrow_scales(self) -> None:
+        """Puts scales that a loader widened back into their storage type, which is lossless."""
+        for name, (dtype, _) in self.layout.tensors().items():
+            tensor = getattr(self, name)
+            if tensor is not None and tensor.dtype != dtype:
+                setattr(self, name, tensor.to(dtype))
+
     def restore(self) -> None:
         """Ready to canonical, bitwise the tensors that :meth:`prepare` began with."""
         self.qweight = self._canonical_qweight()
