@@ -7,10 +7,10 @@ import inspect
 import re
 
 import pytest
+import tiny_models as tiny
 import torch
 from torch import nn
 
-import tiny_models as tiny
 from mmq import models
 from mmq.errors import MmqError
 
@@ -236,10 +236,10 @@ def test_thirds_are_integer_thirds(n_blocks: int, sizes: tuple[int, int, int]) -
 
 def test_unknown_models_are_refused_with_the_list_of_known_ones() -> None:
     with pytest.raises(
-        MmqError, match="expected one of Blip2ForConditionalGeneration .*got Linear"
+        MmqError, match=r"expected one of Blip2ForConditionalGeneration .*got Linear"
     ):
         models.architecture_of(nn.Linear(2, 2))
-    with pytest.raises(MmqError, match="text_config.is_gated_act=False"):
+    with pytest.raises(MmqError, match=r"text_config\.is_gated_act=False"):
         models.resolve(tiny.blip2_t5(feed_forward_proj="relu"))
 
 
