@@ -100,6 +100,8 @@ class Architecture:
 
     ``parts`` gives each parameter to a component: the longest matching path prefix decides.
     ``stacks`` are in the order of calibration: each reads what the ones before it produce.
+    ``passes`` are the extra arguments of the forward calls that one sample needs for every path of
+    the model to be run, one mapping (as pairs) per call.
     """
 
     name: str
@@ -108,6 +110,7 @@ class Architecture:
     parts: tuple[tuple[str, Component], ...]
     stacks: tuple[Stack, ...]
     heads: tuple[Head, ...]
+    passes: tuple[tuple[tuple[str, object], ...], ...] = ((("use_cache", False),),)
 
 
 _RELU: Final[Condition] = ("activation_function", ("relu",))
@@ -382,6 +385,11 @@ _BLIP2_RETRIEVAL: Final = Architecture(
         Head("connector", "vision_projection", after="qformer"),
         Head("connector", "text_projection", after="qformer"),
         Head("connector", "itm_head", after="qformer"),
+    ),
+    # Contrastive: an image-only and a text-only run of the Q-Former; matching: a joint run.
+    passes=(
+        (("use_image_text_matching_head", False),),
+        (("use_image_text_matching_head", True),),
     ),
 )
 
