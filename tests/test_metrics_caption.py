@@ -20,7 +20,7 @@ from mmq_evals.metrics import (
     rouge_l,
 )
 
-WORDS = "a the man dog red blue square circle on of left right two small and it 's -lrb-".split()
+WORDS = "a the man dog red blue square circle on of left right two small and it 's -lrb-".split()  # noqa: SIM905
 
 
 def corpus(n_images: int = 60, seed: int = 0) -> tuple[dict[str, list[str]], dict[str, str]]:
@@ -123,7 +123,8 @@ def test_sub_sample_keeps_its_scores_under_the_table_of_the_full_split(tmp_path:
     table = document_frequency(refs, tokenizer="none")
     table.save(tmp_path / "df.json")
     loaded = DocumentFrequency.load(tmp_path / "df.json")
-    assert loaded == table and loaded.sha256() == table.sha256()
+    assert loaded == table
+    assert loaded.sha256() == table.sha256()
     some = [f"i{n}" for n in range(3, 13)]
     part = cider(
         {i: refs[i] for i in some},

@@ -99,7 +99,9 @@ class DocumentFrequency:
         if not isinstance(data, dict) or data.get("format") != "mmq-document-frequency":
             raise EvalError(f"document frequencies: {path} is not a document frequency table")
         if data.get("version") != 1:
-            raise EvalError(f"document frequencies: {path}: expected version 1, got {data.get('version')}")
+            raise EvalError(
+                f"document frequencies: {path}: expected version 1, got {data.get('version')}"
+            )
         counts = {tuple(ngram.split(" ")): int(n) for ngram, n in data["counts"].items()}
         n_images = int(data["n_images"])
         if n_images < 1 or max(counts.values(), default=0) > n_images:
@@ -109,7 +111,9 @@ class DocumentFrequency:
 
 def document_frequency(references: References, *, tokenizer: str = "py") -> DocumentFrequency:
     """Count the images whose reference set contains each n-gram of order 1..4."""
-    return _document_frequency(list(_tokenize_references(references, tokenizer).values()), tokenizer)
+    return _document_frequency(
+        list(_tokenize_references(references, tokenizer).values()), tokenizer
+    )
 
 
 def cider(
@@ -148,9 +152,7 @@ def cider(
     return CaptionScores(_mean(per_image), per_image)
 
 
-def bleu(
-    references: References, hypotheses: Hypotheses, *, tokenizer: str = "py"
-) -> BleuScores:
+def bleu(references: References, hypotheses: Hypotheses, *, tokenizer: str = "py") -> BleuScores:
     """Corpus BLEU-1..4 with the closest reference length and no smoothing.
 
     Raises:

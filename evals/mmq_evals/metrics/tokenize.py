@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Caption tokenizers that need no Java.
 
-``py`` follows the Penn Treebank tokenizer of Stanford CoreNLP 3.4.1 with the options and the dropped
-punctuation of the COCO caption evaluation (lower-cased, so that bracket names survive). ``simple``
-only lower-cases and blanks punctuation; it is a cross-check. ``none`` takes text that is already
-tokenized, tokens separated by single spaces.
+``py`` follows the Penn Treebank tokenizer of Stanford CoreNLP 3.4.1 with the options and the
+dropped punctuation of the COCO caption evaluation (lower-cased, so that bracket names survive).
+``simple`` only lower-cases and blanks punctuation; it is a cross-check. ``none`` takes text that is
+already tokenized, tokens separated by single spaces.
 """
 
 from __future__ import annotations
@@ -24,16 +24,14 @@ _LINE_BREAKS = re.compile("[\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029\x00]")
 _PLAIN = re.compile(r"[a-z0-9 ]*\.?\s*\Z")
 
 _SINGLE_QUOTES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201a": "'", "\u201b": "'"})
-_TO_SPACE = re.compile("[\"`;!?\u201c\u201d\u201e\u201f\u2026\ufffd]|\\.{2,}|-{2,}")
+_TO_SPACE = re.compile('["`;!?\u201c\u201d\u201e\u201f\u2026\ufffd]|\\.{2,}|-{2,}')
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 _BRACKET = re.compile(r"[()\[\]{}]")
 _BRACKET_NAMES = frozenset(_BRACKETS.values())
 _COMMA_COLON = re.compile(r"(?<!\d)[,:]|[,:](?!\d)")
 _SYMBOL = re.compile(r"([%#$@&*=+])")
 _LETTERS_WITH_PERIODS = re.compile(r"(?:[^\W\d_]\.)+\Z")
-_ABBREVIATIONS = frozenset(
-    "mr. mrs. ms. dr. st. jr. sr. vs. co. inc. ltd. etc. no. ft.".split()
-)
+_ABBREVIATIONS = frozenset("mr. mrs. ms. dr. st. jr. sr. vs. co. inc. ltd. etc. no. ft.".split())  # noqa: SIM905
 _SPLIT_WORDS = {
     "cannot": ("can", "not"),
     "gonna": ("gon", "na"),
@@ -71,7 +69,7 @@ def tokenize_py(text: str) -> Tokens:
     text = _SYMBOL.sub(r" \1 ", text)
     tokens: list[str] = []
     for word in text.split():
-        if word in _BRACKET_NAMES or word.isalnum() and word not in _SPLIT_WORDS:
+        if word in _BRACKET_NAMES or (word.isalnum() and word not in _SPLIT_WORDS):
             tokens.append(word)
         else:
             tokens.extend(_split_word(word))

@@ -39,12 +39,12 @@ o'clock oughtn't shan't should've shouldn't somebody'll somebody's someone'd som
 something'd something'll that's there'd there're there's they'd they'll they're they've 'twas wasn't
 we've weren't what'll what're what's what've when's where'd where's where've who'd who'll who's
 who've why'll why're why's won't would've wouldn't y'all you'd you'll you're you've
-""".split()
+""".split()  # noqa: SIM905
 # Keys: "couldnt've" and "couldn'tve", both for "couldn't've".
 _WITH_HAVE = """
 couldn't hadn't mightn't shouldn't wouldn't he'd I'd it'd she'd somebody'd someone'd something'd
 there'd they'd we'd who'd you'd
-""".split()
+""".split()  # noqa: SIM905
 _IRREGULAR = {
     "ow's'at": "'ow's'at",
     "'ows'at": "'ow's'at",
@@ -80,9 +80,7 @@ def clean(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
-def strip_punctuation(
-    text: str, period: re.Pattern[str] = _PERIOD_BEFORE_NO_DIGIT
-) -> str:
+def strip_punctuation(text: str, period: re.Pattern[str] = _PERIOD_BEFORE_NO_DIGIT) -> str:
     """Delete or blank the 21 marks, then delete periods that ``period`` matches, at most 32.
 
     A mark is deleted where the text has it next to a space, or where the text has a comma between
@@ -153,9 +151,7 @@ def exact_match(prediction: str, answer: str, protocol: str = "always") -> float
     return float(prediction == references[0])
 
 
-def _normalize(
-    prediction: str, answers: Sequence[str], protocol: str
-) -> tuple[str, list[str]]:
+def _normalize(prediction: str, answers: Sequence[str], protocol: str) -> tuple[str, list[str]]:
     if protocol == "official-2021":
         prediction, references = clean(prediction), [clean(answer) for answer in answers]
         if len(set(references)) > 1:
