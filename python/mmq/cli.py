@@ -72,9 +72,8 @@ def progress_printer(stream: Any = sys.stderr) -> Progress:
 
 
 def _recipe(args: argparse.Namespace) -> Any:
-    from mmq.recipe import Recipe, load_recipe
-
     from mmq.errors import MmqError
+    from mmq.recipe import Recipe, load_recipe
 
     if args.recipe is not None:
         if args.method is not None or args.bits is not None:
