@@ -16,6 +16,7 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -69,6 +70,12 @@ class DocumentFrequency:
     n_images: int
     counts: dict[Tokens, int]
     tokenizer: str
+
+    @cached_property
+    def idf(self) -> dict[Tokens, float]:
+        """ln N - ln df for the n-grams of the table; every other n-gram has ln N."""
+        log_n = math.log(self.n_images)
+        return {ngram: log_n - math.log(max(1, count)) for ngram, count in self.counts.items()}
 
     def sha256(self) -> str:
         """Hash of the content, the same for equal tables."""
@@ -140,7 +147,7 @@ def cider(
             stacklevel=2,
         )
     log_n = math.log(table.n_images)
-    idf = {ngram: log_n - math.log(max(1, count)) for ngram, count in table.counts.items()}
+    idf = table.idf
     per_image: dict[str, float] = {}
     for image_id, hypothesis in hyps.items():
         hyp_vector = _tfidf(hypothesis, idf, log_n)
