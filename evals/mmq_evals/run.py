@@ -24,6 +24,7 @@ from mmq_evals.errors import EvalError
 from mmq_evals.stats import paired_difference
 from mmq_evals.tasks.base import Row, Task, by_metric, clusters_of
 from mmq_evals.tasks.build import Data, build_tasks, model_class, tasks_for
+from mmq_evals.tasks.captioning import Captioning
 
 __all__ = ["evaluate", "format_result", "protocol_hash", "read_result", "tasks_for"]
 
@@ -115,6 +116,10 @@ def evaluate(
             "protocol": protocols[name],
             "protocol_hash": protocol_hash(protocols[name]),
         }
+        if isinstance(task, Captioning) and limit is not None:
+            # The references in the rows do not give the table of the whole split.
+            entry["document_frequency"] = f"{name}.df.json"
+            task.df.save(out_dir / entry["document_frequency"])
         if references is not None:
             entry["against_reference"] = _compare(task, rows, references[name], seed)
         entry["seconds"] = {
@@ -157,7 +162,7 @@ def protocol_hash(protocol: dict[str, Any]) -> str:
 
 
 def format_result(result: dict[str, Any]) -> str:
-    """A plain table of all tasks: scores times 100 with intervals, baselines, paired differences."""
+    """A plain table: scores times 100 with intervals, paired differences, baselines."""
     lines = ["Scores times 100, with 95 % bootstrap intervals over images."]
     for name, entry in result["tasks"].items():
         counts = entry["counts"]

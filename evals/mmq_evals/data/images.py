@@ -19,7 +19,8 @@ def image_file(path: Path) -> OpenImage:
 
 def _open(path: Path) -> Image.Image:
     with Image.open(path) as image:
-        return image.convert("RGB")
+        rgb: Image.Image = image.convert("RGB")
+        return rgb
 
 
 def read_image(item_id: str, open_image: OpenImage) -> Image.Image:

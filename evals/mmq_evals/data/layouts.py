@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -83,7 +84,7 @@ def vqav2(root: Path, split: str = "test") -> Dataset[VqaItem]:
     year_split = {"test": "val2014", "val": "val2014", "train": "train2014"}.get(split, split)
     items = _vqav2_items(root, year_split)
     has_train = year_split != "train2014" and _vqav2_files(root, "train2014") is not None
-    train = (lambda: _vqav2_items(root, "train2014")) if has_train else None
+    train = partial(_vqav2_items, root, "train2014") if has_train else None
     return Dataset("vqav2", year_split, items, train)
 
 
@@ -100,7 +101,7 @@ def gqa(root: Path, split: str = "test") -> Dataset[VqaItem]:
     split = full.get(split, split)
     items = _gqa_items(root, split)
     has_train = split != "train_balanced" and _gqa_file(root, "train_balanced") is not None
-    train = (lambda: _gqa_items(root, "train_balanced")) if has_train else None
+    train = partial(_gqa_items, root, "train_balanced") if has_train else None
     return Dataset("gqa", split, items, train)
 
 
@@ -137,7 +138,7 @@ def _karpathy(root: Path, name: str, file: Path, split: str) -> Dataset[CaptionI
     def items(wanted: str) -> list[CaptionItem]:
         return [_karpathy_item(file, folder, row) for row in rows if row["split"] == wanted]
 
-    train = (lambda: items("train")) if split != "train" and "train" in splits else None
+    train = partial(items, "train") if split != "train" and "train" in splits else None
     return Dataset(f"{name}-karpathy", split, items(split), train)
 
 
@@ -160,13 +161,11 @@ def _coco_annotations(root: Path, split: str) -> Dataset[CaptionItem]:
     for name in wanted:
         file = _find(root, f"captions_{name}.json", ("annotations", ""))
         if file is not None:
-            train_file = _find(
-                root, f"captions_{name.replace('val', 'train')}.json", ("annotations", "")
-            )
+            train_name = name.replace("val", "train")
+            train_file = _find(root, f"captions_{train_name}.json", ("annotations", ""))
             train = None
             if train_file is not None and train_file != file:
-                train_name = name.replace("val", "train")
-                train = lambda: _annotated(root, train_file, train_name)  # noqa: E731
+                train = partial(_annotated, root, train_file, train_name)
             return Dataset("coco", name, _annotated(root, file, name), train)
     if has_captions(root):
         raise EvalError(f"{root}: no captions of split {split!r}; expected {CAPTION_LAYOUT}")

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -166,8 +166,13 @@ def _bleu_of(order: int) -> Any:
 
 
 def _best_constant(items: Sequence[CaptionItem], df: DocumentFrequency) -> str:
-    """The caption that, said of every image, has the best CIDEr on the first images of ``items``."""
+    """The caption that, said of every image, has the best CIDEr on the first of ``items``."""
     counts = Counter(reference for item in items for reference in item.references)
     candidates = sorted(counts, key=lambda text: (-counts[text], text))[:_CONSTANT_CANDIDATES]
     refs = {item.id: item.references for item in items[:_CONSTANT_IMAGES]}
-    return max(candidates, key=lambda text: cider(refs, dict.fromkeys(refs, text), df=df).corpus)
+    scores = {text: cider(refs, _said_of_all(refs, text), df=df).corpus for text in candidates}
+    return max(candidates, key=lambda text: scores[text])
+
+
+def _said_of_all(refs: Iterable[str], text: str) -> dict[str, str]:
+    return dict.fromkeys(refs, text)

@@ -270,7 +270,7 @@ def similarity(
     """Largest dot product over the queries of an image, (images, texts), float64."""
     rows = [
         torch.einsum("iqd,td->iqt", part, text_features).amax(dim=1).double().cpu()
-        for part in image_features.split(batch_size)
+        for part in torch.split(image_features, batch_size)
     ]
     return np.asarray(torch.cat(rows).numpy(), dtype=np.float64)
 
@@ -300,7 +300,7 @@ def match_pairs(
 
 
 def top_candidates(sim: FloatArray, k: int) -> npt.NDArray[np.int64]:
-    """Indices of the k best columns of each row, best first; equal ones in their order; NaN last."""
+    """Indices of the k best columns of each row, best first, equal ones in order, NaN last."""
     scores = np.where(np.isnan(sim), -np.inf, sim)
     return np.argsort(-scores, axis=1, kind="stable")[:, :k]
 
