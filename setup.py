@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds the compiled module: calls CMake with ninja; CMakeLists.txt is the only source list."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+
+
+class CMakeBuild(build_ext):
+    """Configures and builds the target ``_C`` into the place where setuptools expects it."""
+
+    def build_extension(self, ext: Extension) -> None:
+        output_dir = Path(self.get_ext_fullpath(ext.name)).parent.resolve()
+        build_dir = Path(self.build_temp).resolve() / "cmake"
+        build_dir.mkdir(parents=True, exist_ok=True)
+        jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 1))
+        configure = [
+            "cmake",
+            "-G",
+            "Ninja",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DMMQ_OUTPUT_DIR={output_dir}",
+            f"-DMMQ_CUDA={os.environ.get('MMQ_CUDA', 'auto')}",
+        ]
+        subprocess.run([*configure, str(ROOT)], cwd=build_dir, check=True)
+        subprocess.run(
+            ["cmake", "--build", ".", "--target", "_C", "-j", jobs], cwd=build_dir, check=True
+        )
+
+
+setup(
+    ext_modules=[Extension("mmq_ext._C", sources=[])],
+    cmdclass={"build_ext": CMakeBuild},
+)
