@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tiny models' configurations as data, their shared tokenizer and their processors.
 
-Widths are chosen so that tails occur: heads of 88 and a width of 264 in the vision tower, feed-forward
-widths of 400, 272, 336 and 528, a language width of 192 (one and a half groups of 128).
+Widths are chosen so that tails occur: heads of 88 and a width of 264 in the vision tower,
+feed-forward widths of 400, 272, 336 and 528, and a language width of 192, one and a half groups
+of 128.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -19,13 +22,15 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
-    PreTrainedModel,
     PreTrainedTokenizerFast,
-    ProcessorMixin,
 )
 
 from . import MODELS
 from .scenes import BACKGROUNDS, COLORS, IMAGE_PIXELS, PATCH_PIXELS, SHAPES, SIZES
+
+# Models and processors of transformers, which have no usable static types.
+Model = Any
+Processor = Any
 
 PAD, BOS, EOS, UNK, IMAGE = range(5)
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
@@ -36,12 +41,14 @@ WORDS = (
     *COLORS,
     *SHAPES,
     *BACKGROUNDS,
-    *"a on and the there is with in at of photo picture background which one two three no".split(),
-    *"shapes shape left right above below top bottom center , ? what how many are big".split(),
-    *"color object yes not does image contain present rectangle".split(),
+    *(
+        "a on and the there is with in at of photo picture background which one two three no "
+        + "shapes shape left right above below top bottom center , ? what how many are big "
+        + "color object yes not does image contain present rectangle"
+    ).split(),
 )
 
-_IDS = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
+_IDS: dict[str, Any] = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
 _VISION = {
     "hidden_size": 264,
     "intermediate_size": 400,
@@ -93,10 +100,10 @@ _CLIP = _VISION | {
 }
 
 
-def build(name: str) -> PreTrainedModel:
+def build(name: str) -> Model:
     """A freshly initialised model of one of ``MODELS``, in float32, from torch's seed."""
     if name == "tiny-llava":
-        # LLaVA-1.5 takes the last but one layer and leaves the last unused; here every block counts.
+        # LLaVA-1.5 takes the last but one layer and never uses the last; here every block counts.
         return LlavaForConditionalGeneration(
             LlavaConfig(
                 vision_config=_CLIP,
@@ -139,7 +146,7 @@ def tokenizer(padding_side: str) -> PreTrainedTokenizerFast:
         [AddedToken(token, normalized=False, special=True) for token in SPECIAL_TOKENS]
     )
     backend.add_tokens([AddedToken(phrase, normalized=False) for phrase in PHRASES])
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=backend,
         pad_token="<pad>",
         bos_token="<s>",
@@ -150,12 +157,12 @@ def tokenizer(padding_side: str) -> PreTrainedTokenizerFast:
     )
 
 
-def processor(name: str) -> ProcessorMixin:
+def processor(name: str) -> Processor:
     """The processor that belongs to one of ``MODELS``; it needs Pillow and no torchvision."""
     side = {"height": IMAGE_PIXELS, "width": IMAGE_PIXELS}
     if name == "tiny-llava":
         images = CLIPImageProcessorPil(size=side, crop_size=side)
-        return LlavaProcessor(
+        return LlavaProcessor(  # type: ignore[no-untyped-call]
             images,
             tokenizer("left"),
             patch_size=PATCH_PIXELS,
@@ -163,7 +170,7 @@ def processor(name: str) -> ProcessorMixin:
             num_additional_image_tokens=1,
         )
     retrieval = name == "tiny-blip2-retrieval"
-    return Blip2Processor(
+    return Blip2Processor(  # type: ignore[no-untyped-call]
         BlipImageProcessorPil(size=side),
         tokenizer("right" if retrieval else "left"),
         num_query_tokens=None if retrieval else 8,

@@ -15,11 +15,11 @@ from typing import Literal, get_args
 
 import torch
 from PIL import Image
-from transformers import ProcessorMixin
 
 from mmq_evals.data.items import CaptionItem, RetrievalItem, VqaItem
 
 from . import CAPTION_PROMPT, MODELS, VQA_PROMPT
+from .architectures import Processor
 from .scenes import SPLIT_SIZES, Split, captions, questions, render, scenes
 
 VqaSource = Literal["scenes", "easy-vqa"]
@@ -72,7 +72,8 @@ def vqa_items(
 
 def _open(file: Path) -> Image.Image:
     with Image.open(file) as image:
-        return image.convert("RGB")
+        pixels: Image.Image = image.convert("RGB")
+        return pixels
 
 
 def _easy_vqa(split: Split, limit: int | None) -> list[VqaItem]:
@@ -100,7 +101,7 @@ def _easy_vqa(split: Split, limit: int | None) -> list[VqaItem]:
 
 
 def calibration_samples(
-    model_name: str, processor: ProcessorMixin, n: int, seed: int
+    model_name: str, processor: Processor, n: int, seed: int
 ) -> list[CalibrationSample]:
     """``n`` samples of the calibration split, drawn by ``seed``.
 

@@ -193,7 +193,9 @@ def scenes(split: Split, limit: int | None = None) -> Iterator[tuple[str, Scene]
         index += 1
 
 
-def _polygon(thing: Thing, angles_and_radii: list[tuple[float, float]]) -> list[tuple[float, float]]:
+def _polygon(
+    thing: Thing, angles_and_radii: list[tuple[float, float]]
+) -> list[tuple[float, float]]:
     scale = _SUPERSAMPLE
     return [
         (
@@ -204,7 +206,12 @@ def _polygon(thing: Thing, angles_and_radii: list[tuple[float, float]]) -> list[
     ]
 
 
-def _paint(draw: ImageDraw.ImageDraw, thing: Thing, fill: tuple[int, int, int], ground: tuple[int, int, int]) -> None:
+def _paint(
+    draw: ImageDraw.ImageDraw,
+    thing: Thing,
+    fill: tuple[int, int, int],
+    ground: tuple[int, int, int],
+) -> None:
     scale, x, y, r = _SUPERSAMPLE, thing.x, thing.y, thing.radius
 
     def box(half_width: float, half_height: float) -> tuple[float, float, float, float]:
@@ -251,7 +258,7 @@ def render(shown: Scene) -> Image.Image:
 
 
 def captions(shown: Scene) -> tuple[str, ...]:
-    """Five reference captions: the same facts in five phrasings, objects named from left to right."""
+    """Five reference captions: the same facts in five phrasings, objects from left to right."""
     on = f"on a {shown.background} background"
     if len(shown.things) == 1:
         thing = shown.things[0]
@@ -307,9 +314,7 @@ def questions(shown: Scene, rng: random.Random) -> list[Question]:
         asked.append(Question(f"how big is the {thing.shape}?", thing.size, "size"))
     if by_color := _unique(shown, "color"):
         thing = rng.choice(by_color)
-        asked.append(
-            Question(f"what shape is the {thing.color} object?", thing.shape, "shape")
-        )
+        asked.append(Question(f"what shape is the {thing.color} object?", thing.shape, "shape"))
     asked.append(_existence(shown, rng))
     attribute = rng.choice(("size", "color"))
     value = getattr(rng.choice(things), attribute)

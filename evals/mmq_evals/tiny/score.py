@@ -11,11 +11,11 @@ from collections import Counter
 from collections.abc import Sequence
 
 import torch
-from transformers import PreTrainedModel, ProcessorMixin
 
 from mmq_evals.data.items import CaptionItem, RetrievalItem, VqaItem
 
 from . import CAPTION_MAX_NEW_TOKENS, CAPTION_PROMPT, VQA_MAX_NEW_TOKENS, VQA_PROMPT
+from .architectures import Model, Processor
 from .data import caption_items, retrieval_items, vqa_items
 
 BATCH = 50
@@ -23,8 +23,8 @@ BATCH = 50
 
 @torch.no_grad()
 def _generate(
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
+    model: Model,
+    processor: Processor,
     items: Sequence[CaptionItem | VqaItem],
     prompts: Sequence[str],
     max_new_tokens: int,
@@ -51,9 +51,7 @@ def token_f1(said: str, truth: str) -> float:
     return 2 * common / max(1, a.total() + b.total())
 
 
-def caption_score(
-    model: PreTrainedModel, processor: ProcessorMixin, limit: int | None = None
-) -> dict[str, float]:
+def caption_score(model: Model, processor: Processor, limit: int | None = None) -> dict[str, float]:
     """Share of captions equal to a reference, best token F1, and that of the best constant."""
     items = caption_items("test", limit)
     prompts = [CAPTION_PROMPT] * len(items)
@@ -71,9 +69,7 @@ def caption_score(
     }
 
 
-def vqa_score(
-    model: PreTrainedModel, processor: ProcessorMixin, limit: int | None = None
-) -> dict[str, float]:
+def vqa_score(model: Model, processor: Processor, limit: int | None = None) -> dict[str, float]:
     """Accuracy on each source, and that of the majority answer and of the best by question."""
     scores = {}
     for source in ("scenes", "easy-vqa"):
@@ -100,7 +96,7 @@ def vqa_score(
 
 @torch.no_grad()
 def retrieval_score(
-    model: PreTrainedModel, processor: ProcessorMixin, limit: int | None = None
+    model: Model, processor: Processor, limit: int | None = None
 ) -> dict[str, float]:
     """R@1 of both directions: contrastive alone, and re-ranked by matching (top 16)."""
     items: list[RetrievalItem] = retrieval_items("test", limit)
@@ -108,12 +104,15 @@ def retrieval_score(
     owner = torch.tensor([n for n, item in enumerate(items) for _ in item.captions])
     pixels = processor(images=[item.image() for item in items], return_tensors="pt")["pixel_values"]
     encoded = processor(text=texts, padding=True, return_tensors="pt")
-    rows = [
-        model(pixel_values=pixels, input_ids=ids, attention_mask=mask).logits_per_image
-        for ids, mask in zip(
-            encoded["input_ids"].split(250), encoded["attention_mask"].split(250), strict=True
+    rows = []
+    for start in range(0, len(texts), 250):
+        some = slice(start, start + 250)
+        output = model(
+            pixel_values=pixels,
+            input_ids=encoded["input_ids"][some],
+            attention_mask=encoded["attention_mask"][some],
         )
-    ]
+        rows.append(output.logits_per_image)
     contrastive = torch.cat(rows, dim=1)
     k = min(16, len(items))
     keep = torch.zeros_like(contrastive, dtype=torch.bool)
@@ -121,7 +120,8 @@ def retrieval_score(
     keep.scatter_(0, contrastive.topk(k, dim=0).indices, True)
     pairs = keep.nonzero()
     matching = torch.full_like(contrastive, float("-inf"))
-    for chunk in pairs.split(256):
+    for start in range(0, len(pairs), 256):
+        chunk = pairs[start : start + 256]
         logits = model(
             pixel_values=pixels[chunk[:, 0]],
             input_ids=encoded["input_ids"][chunk[:, 1]],

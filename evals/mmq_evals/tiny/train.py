@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train one of the tiny models from scratch, in float32 on the CPU.
 
-    python -m mmq_evals.tiny.train tiny-llava --out DIR [--seed 0] [--steps N]
+    python -m mmq_evals.tiny.train tiny-llava --out DIR [--seed 0] [--steps N] [--start DIR]
 
 One loop, three losses. Beside the task's loss, a linear probe names the object in each patch of a
 scene (shape, colour, size): it lets the vision tower see within minutes and is thrown away after
 training. A finished run leaves a Hugging Face folder in float16 and ``training.json``.
+
+``--start`` takes over every tensor of the same name and shape from an earlier checkpoint: it goes
+on with a model, or gives the retrieval model the captioner's vision tower, queries and Q-Former.
 """
 
 from __future__ import annotations
@@ -22,17 +25,26 @@ from pathlib import Path
 
 import torch
 import transformers
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel, ProcessorMixin
 
 from mmq_evals.data.items import VqaItem
 
 from . import CAPTION_PROMPT, MODELS, VQA_PROMPT
-from .architectures import BOS, EOS, build, processor
+from .architectures import BOS, EOS, Model, Processor, build, processor
 from .data import vqa_items
-from .scenes import COLORS, IMAGE_PIXELS, PATCH_PIXELS, SHAPES, SIZES, SPLIT_SIZES
-from .scenes import Scene, captions, questions, render, scene
+from .scenes import (
+    COLORS,
+    SHAPES,
+    SIZES,
+    SPLIT_SIZES,
+    Scene,
+    captions,
+    questions,
+    render,
+    scene,
+)
 from .score import SCORES
 
 IGNORE = -100
@@ -66,7 +78,7 @@ Loss = Callable[[list[int]], tuple[Tensor, Shown]]
 
 
 class PatchProbe(nn.Module):
-    """Linear heads that name shape, colour and size of the object centred in each patch, or none."""
+    """Linear heads that name shape, colour and size of the object centred in a patch, or none."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -87,7 +99,9 @@ class PatchProbe(nn.Module):
                 for thing in drawn.things:
                     target[row, thing.patch] = 1 + words.index(getattr(thing, name))
             logits = self.heads[name](features[:, 1:])
-            losses.append(cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=IGNORE))
+            losses.append(
+                cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=IGNORE)
+            )
         return torch.stack(losses).mean()
 
 
@@ -101,7 +115,7 @@ def _labels(input_ids: Tensor, starts: list[list[int]]) -> Tensor:
     return labels
 
 
-def caption_loss(model: PreTrainedModel, processor: ProcessorMixin) -> Loss:
+def caption_loss(model: Model, processor: Processor) -> Loss:
     """Next-token loss on one reference caption; half of the samples have no prompt."""
 
     def loss(numbers: list[int]) -> tuple[Tensor, Shown]:
@@ -123,7 +137,7 @@ def caption_loss(model: PreTrainedModel, processor: ProcessorMixin) -> Loss:
     return loss
 
 
-def vqa_loss(model: PreTrainedModel, processor: ProcessorMixin) -> Loss:
+def vqa_loss(model: Model, processor: Processor) -> Loss:
     """Next-token loss on the answers of a conversation of several questions about one image."""
     by_image: dict[str, list[VqaItem]] = {}
     for item in vqa_items("train", "easy-vqa"):
@@ -163,7 +177,7 @@ def vqa_loss(model: PreTrainedModel, processor: ProcessorMixin) -> Loss:
     return loss
 
 
-def retrieval_loss(model: PreTrainedModel, processor: ProcessorMixin) -> Loss:
+def retrieval_loss(model: Model, processor: Processor) -> Loss:
     """Contrastive loss plus matching loss with hard negatives, as in the BLIP-2 paper's stage 1.
 
     For each image one caption, and for each caption one image, is drawn as a negative by the
@@ -218,10 +232,18 @@ LOSSES = {
 }
 
 
-def train(name: str, plan: Plan, seed: int) -> tuple[PreTrainedModel, ProcessorMixin, list[float]]:
+def train(
+    name: str, plan: Plan, seed: int, start: Path | None = None
+) -> tuple[Model, Processor, list[float]]:
     """The trained model, its processor, and the mean task loss of every hundred steps."""
     torch.manual_seed(seed)
     model, words = build(name), processor(name)
+    if start is not None:
+        mine = model.state_dict()
+        given = load_file(start / "model.safetensors").items()
+        same = {k: v.float() for k, v in given if k in mine and v.shape == mine[k].shape}
+        model.load_state_dict(same, strict=False)
+        print(f"{name}: {len(same)} of {len(mine)} tensors from {start.name}", flush=True)
     tower = model.model.vision_tower if name == "tiny-llava" else model.vision_model
     probe = PatchProbe(tower.config.hidden_size)
     features: list[Tensor] = []
@@ -287,14 +309,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="default: the model's plan")
+    parser.add_argument("--start", type=Path, help="folder of an earlier checkpoint")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     plan = PLANS[args.name]
     if args.steps is not None:
         plan = replace(plan, steps=args.steps)
+    earlier = None
+    if args.start is not None:
+        earlier = json.loads((args.start / "training.json").read_text(encoding="utf-8"))
     started, commit = time.monotonic(), _commit()
-    model, words, losses = train(args.name, plan, args.seed)
+    model, words, losses = train(args.name, plan, args.seed, args.start)
     seconds = time.monotonic() - started
 
     model.half().save_pretrained(args.out)
@@ -312,6 +338,7 @@ def main() -> None:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "commit": commit,
+        "start": earlier,
     }
     (args.out / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(record["held_out"]))
