@@ -11,6 +11,7 @@
 
 #include "checks.h"
 #include "cpu/kernels.h"
+#include "cpu/layout.h"
 #include "cpu/parallel.h"
 #include "packing.h"
 
@@ -48,6 +49,22 @@ void bind_unpack(uintptr_t words, int64_t rows, int64_t cols, int bits, uintptr_
   check_size("unpack", cols);
   py::gil_scoped_release release;
   unpack(pointer<const uint32_t>(words), rows, cols, bits, pointer<uint8_t>(codes));
+}
+
+void bind_repack(uintptr_t words, int64_t n, int64_t k, int bits, uintptr_t tiles) {
+  check_bits("repack", bits);
+  check_size("repack", n);
+  check_size("repack", k);
+  py::gil_scoped_release release;
+  cpu::repack(pointer<const uint32_t>(words), n, k, bits, pointer<uint8_t>(tiles));
+}
+
+void bind_unrepack(uintptr_t tiles, int64_t n, int64_t k, int bits, uintptr_t words) {
+  check_bits("unrepack", bits);
+  check_size("unrepack", n);
+  check_size("unrepack", k);
+  py::gil_scoped_release release;
+  cpu::unrepack(pointer<const uint8_t>(tiles), n, k, bits, pointer<uint32_t>(words));
 }
 
 void bind_packed_gemm(uintptr_t x, uintptr_t tiles, uintptr_t affine, uintptr_t bias, uintptr_t y,
@@ -134,6 +151,8 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "mmq kernels over raw pointers; call them through mmq_ext.ops.";
   m.def("pack", &bind_pack);
   m.def("unpack", &bind_unpack);
+  m.def("repack", &bind_repack);
+  m.def("unrepack", &bind_unrepack);
   m.def("packed_gemm", &bind_packed_gemm);
   m.def("gptq_block", &bind_gptq_block);
   m.def("awq_errors", &bind_awq_errors);

@@ -21,7 +21,7 @@ GRID_KINDS: Final = {"integer": 0, "float": 1, "symmetric": 2, "restricted": 3}
 SCALE_TYPES: Final = {"float32": 0, "float16": 1, "bfloat16": 2}
 GEMM_MODES: Final = {"exact": 0, "int8": 1}
 
-_LIBRARY: Final = torch.library.Library("mmq", "DEF")
+_LIBRARY: Final = torch.library.Library("mmq", "DEF")  # type: ignore[no-untyped-call]
 
 
 def _require(ok: bool, op: str, expected: str, got: object) -> None:
@@ -60,8 +60,8 @@ def group_count(k: int, group_size: int) -> int:
 
 def _register(schema: str, cpu: Callable[..., Any], fake: Callable[..., Any]) -> None:
     name = schema.split("(", 1)[0]
-    _LIBRARY.define(schema)
-    _LIBRARY.impl(name, cpu, "CPU")
+    _LIBRARY.define(schema)  # type: ignore[no-untyped-call]
+    _LIBRARY.impl(name, cpu, "CPU")  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"mmq::{name}", fake, lib=_LIBRARY)
 
 
@@ -119,25 +119,86 @@ _register("unpack(Tensor words, int bits, int cols) -> Tensor", _unpack_cpu, _un
 
 # --- repack -----------------------------------------------------------------------------------
 
+TILE_ROWS: Final = 8  # output rows interleaved in the kernels' layout (csrc/cpu/layout.h)
+BLOCK_COLS: Final = 32  # in-features of a block; a block of width b takes 32 * b bytes
+
+
+def tiles_bytes(n: int, k: int, bits: int) -> int:
+    """Bytes of the kernels' layout of [n, k] codes: rows padded to 8, columns to 32."""
+    return -(-n // TILE_ROWS) * -(-k // BLOCK_COLS) * BLOCK_COLS * bits
+
+
+def affine_floats(n: int, groups: int) -> int:
+    """Number of float32 values that :func:`repack_affine` makes of [n, groups] scales."""
+    return -(-n // TILE_ROWS) * TILE_ROWS * groups * 2
+
+
+def _repack_out(qweight: Tensor, bits: int, k: int) -> Tensor:
+    _check_bits("repack", bits)
+    _require(k >= 0, "repack", "k of 0 or more", k)
+    _check("repack", "qweight", qweight, torch.int32, None, row_words(k, bits))
+    return qweight.new_empty((tiles_bytes(qweight.shape[0], k, bits),), dtype=torch.uint8)
+
+
+def _repack_cpu(qweight: Tensor, bits: int, k: int) -> Tensor:
+    tiles = _repack_out(qweight, bits, k)
+    qweight = qweight.contiguous()
+    _C.repack(qweight.data_ptr(), qweight.shape[0], k, bits, tiles.data_ptr())
+    return tiles
+
 
 def repack(qweight: Tensor, bits: int, k: int) -> Tensor:
-    """Canonical stream int32 [n, words] to the layout the kernels of this device read (uint8)."""
-    _check("repack", "qweight", qweight, torch.int32, None, row_words(k, bits))
-    return qweight.contiguous().view(-1).view(torch.uint8).clone()
+    """Canonical stream, int32 [n, ceil(k * bits / 32)], to the layout that the kernels read.
+
+    Returns uint8 [:func:`tiles_bytes`]: 8 rows interleaved, bit planes (csrc/cpu/layout.h).
+    """
+    return torch.ops.mmq.repack(qweight, bits, k)  # type: ignore[no-any-return]
+
+
+def _unrepack_out(tiles: Tensor, bits: int, n: int, k: int) -> Tensor:
+    _check_bits("unrepack", bits)
+    _require(n >= 0, "unrepack", "n of 0 or more", n)
+    _require(k >= 0, "unrepack", "k of 0 or more", k)
+    _check("unrepack", "tiles", tiles, torch.uint8, tiles_bytes(n, k, bits))
+    return tiles.new_empty((n, row_words(k, bits)), dtype=torch.int32)
+
+
+def _unrepack_cpu(tiles: Tensor, bits: int, n: int, k: int) -> Tensor:
+    words = _unrepack_out(tiles, bits, n, k)
+    tiles = tiles.contiguous()
+    _C.unrepack(tiles.data_ptr(), n, k, bits, words.data_ptr())
+    return words
 
 
 def unrepack(tiles: Tensor, bits: int, n: int, k: int) -> Tensor:
     """The inverse of :func:`repack`, bitwise: back to int32 [n, ceil(k * bits / 32)]."""
-    return tiles.view(torch.int32).view(n, row_words(k, bits)).clone()
+    return torch.ops.mmq.unrepack(tiles, bits, n, k)  # type: ignore[no-any-return]
+
+
+_register("repack(Tensor qweight, int bits, int k) -> Tensor", _repack_cpu, _repack_out)
+_register("unrepack(Tensor tiles, int bits, int n, int k) -> Tensor", _unrepack_cpu, _unrepack_out)
 
 
 def repack_affine(scales: Tensor, minima: Tensor) -> Tensor:
     """Scales and minima, float32 [n, G] each (w = code * scale + minimum), in the kernels' order.
 
     For an integer zero z the minimum is -z * scale, which fp32 holds exactly for fp16 and bf16
-    scales.
+    scales. Returns float32 [:func:`affine_floats`], ordered [tile][group][scale, minimum][8 rows];
+    rows beyond n are zero.
     """
-    return torch.stack((scales, minima), dim=-1).contiguous().view(-1)
+    _check("repack_affine", "scales", scales, torch.float32, None, None)
+    _check("repack_affine", "minima", minima, torch.float32, *scales.shape)
+    n, groups = scales.shape
+    both = torch.stack((scales, minima), dim=1)
+    both = torch.nn.functional.pad(both, (0, 0, 0, 0, 0, -n % TILE_ROWS))
+    return both.view(-1, TILE_ROWS, 2, groups).permute(0, 3, 2, 1).reshape(-1)
+
+
+def unrepack_affine(affine: Tensor, n: int, groups: int) -> tuple[Tensor, Tensor]:
+    """The inverse of :func:`repack_affine`: (scales, minima), float32 [n, groups] each."""
+    _check("unrepack_affine", "affine", affine, torch.float32, affine_floats(n, groups))
+    both = affine.view(-1, groups, 2, TILE_ROWS).permute(2, 0, 3, 1).reshape(2, -1, groups)
+    return both[0, :n].contiguous(), both[1, :n].contiguous()
 
 
 # --- packed_gemm ------------------------------------------------------------------------------
@@ -167,8 +228,9 @@ def _packed_gemm_out(
     k = x.shape[1]
     _require(group_size > 0, op, "a positive group size", group_size)
     _choice(op, "mode", mode, GEMM_MODES)
-    _check(op, "tiles", tiles, torch.uint8, None)
-    _check(op, "affine", affine, torch.float32, None)
+    _require(n >= 0, op, "n of 0 or more", n)
+    _check(op, "tiles", tiles, torch.uint8, tiles_bytes(n, k, bits))
+    _check(op, "affine", affine, torch.float32, affine_floats(n, group_count(k, group_size)))
     if bias is not None:
         _check(op, "bias", bias, bias.dtype, n)
     if perm is not None:
@@ -192,6 +254,7 @@ def _packed_gemm_cpu(
 ) -> Tensor:
     _packed_gemm_out(x, tiles, affine, bias, perm, in_scale, n, bits, group_size, mode)
     dtype = x.dtype
+    tiles, affine = tiles.contiguous(), affine.contiguous()
     x = x.float()
     if in_scale is not None:
         x = x / in_scale.float()
