@@ -176,9 +176,7 @@ def unrepack(tiles: Tensor, bits: int, n: int, k: int) -> Tensor:
 
 
 _register("repack(Tensor qweight, int bits, int k) -> Tensor", _repack_cpu, _repack_out)
-_register(
-    "unrepack(Tensor tiles, int bits, int n, int k) -> Tensor", _unrepack_cpu, _unrepack_out
-)
+_register("unrepack(Tensor tiles, int bits, int n, int k) -> Tensor", _unrepack_cpu, _unrepack_out)
 
 
 def repack_affine(scales: Tensor, minima: Tensor) -> Tensor:
