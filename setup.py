@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds the compiled module by calling CMake with ninja; CMakeLists.txt is the only source list."""
+"""Builds the compiled module: calls CMake with ninja; CMakeLists.txt is the only source list."""
 
 import os
 import subprocess

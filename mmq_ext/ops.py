@@ -21,7 +21,7 @@ GRID_KINDS: Final = {"integer": 0, "float": 1, "symmetric": 2, "restricted": 3}
 SCALE_TYPES: Final = {"float32": 0, "float16": 1, "bfloat16": 2}
 GEMM_MODES: Final = {"exact": 0, "int8": 1}
 
-_LIBRARY: Final = torch.library.Library("mmq", "DEF")
+_LIBRARY: Final = torch.library.Library("mmq", "DEF")  # type: ignore[no-untyped-call]
 
 
 def _require(ok: bool, op: str, expected: str, got: object) -> None:
@@ -60,8 +60,8 @@ def group_count(k: int, group_size: int) -> int:
 
 def _register(schema: str, cpu: Callable[..., Any], fake: Callable[..., Any]) -> None:
     name = schema.split("(", 1)[0]
-    _LIBRARY.define(schema)
-    _LIBRARY.impl(name, cpu, "CPU")
+    _LIBRARY.define(schema)  # type: ignore[no-untyped-call]
+    _LIBRARY.impl(name, cpu, "CPU")  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"mmq::{name}", fake, lib=_LIBRARY)
 
 

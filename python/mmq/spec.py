@@ -27,18 +27,19 @@ SCALE_DTYPES: Final[dict[str, torch.dtype]] = {
 class QuantSpec:
     """The grid of one weight matrix W of shape [n, k] (out-features, in-features).
 
-    A code q is an integer in [0, 2**bits - 1]; a group is a run of ``group_size`` in-features of one
-    row, the last one may be shorter.
+    A code q is an integer in [0, 2**bits - 1]; a group is a run of ``group_size`` in-features of
+    one row, the last one may be shorter.
 
-    - ``zero="symmetric"``: w = (q - 2**(bits-1)) * scale. ``symmetric_range="full"`` spreads the
-      2**bits - 1 steps over [-a, a] (the GPTQ reference's grid, +a itself clips);
+    - ``zero="symmetric"``: w = (q - 2**(bits-1)) * scale. ``symmetric_range="full"`` spreads
+      the 2**bits - 1 steps over [-a, a] (the GPTQ reference's grid, +a itself clips);
       ``"restricted"`` has scale = a / (2**(bits-1) - 1) and leaves code 0 unused.
     - ``zero="integer"``: w = (q - z) * scale with an integer z in [0, 2**bits - 1].
     - ``zero="float"``: w = q * scale + minimum.
 
-    ``group_size`` is -1 for one group per row (per channel). ``per_tensor`` gives the whole matrix
-    one scale. ``clip="mse"`` searches the range that minimises sum |w - w_hat| ** clip_exponent over
-    the shrink factors 1, 1 - 1/clip_steps, ... down to 1 - clip_shrink.
+    ``group_size`` is -1 for one group per row (per channel). ``per_tensor`` gives the whole
+    matrix one scale. ``clip="mse"`` searches the range that minimises
+    sum |w - w_hat| ** clip_exponent over the shrink factors 1, 1 - 1/clip_steps, ... down to
+    1 - clip_shrink.
 
     Raises MmqError for any value outside these rules.
     """
@@ -59,7 +60,7 @@ class QuantSpec:
             raise MmqError(f"bits: expected one of {BITS}, got {self.bits!r}")
         if self.group_size != -1 and self.group_size < 1:
             raise MmqError(
-                f"group_size: expected a positive integer or -1 (per channel), got {self.group_size}"
+                f"group_size: expected a positive integer, or -1 (per row), got {self.group_size}"
             )
         if self.per_tensor and self.group_size != -1:
             raise MmqError(f"per_tensor: expected group_size -1 with it, got {self.group_size}")

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: the roof of the house, the one module that may import everything.
+
+Exit codes: 0 done, 2 bad input (one line on stderr), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmq.quantize import Progress
+    from torch import nn
+
+METHODS = ("uniform", "rtn", "gptq", "awq")
+
+
+def _model_folder(name: str) -> Path:
+    """The folder of a model: a path, or the name of a built-in tiny model.
+
+    Raises MmqError if it is neither.
+    """
+    from mmq.errors import MmqError
+    from mmq_evals import tiny
+
+    if name in tiny.MODELS:
+        return tiny.path(name)
+    folder = Path(name)
+    if not (folder / "config.json").is_file():
+        raise MmqError(
+            f"model: expected a folder with a config.json or one of {', '.join(tiny.MODELS)}, "
+            f"got {name!r}"
+        )
+    return folder
+
+
+def _load(name: str) -> tuple[nn.Module, Any]:
+    from mmq.checkpoint import load, load_processor
+
+    folder = _model_folder(name)
+    return load(folder), load_processor(folder)
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    from mmq.inspect import format_inspection, inspect_model
+    from mmq.presets import PRESETS
+
+    target = args.model if args.model in PRESETS else _model_folder(args.model)
+    inspection = inspect_model(target)
+    print(json.dumps(inspection, indent=2) if args.json else format_inspection(inspection))
+
+
+def progress_printer(stream: Any = sys.stderr) -> Progress:
+    """Prints one line per finished linear: component, block, path, error, time left."""
+
+    def show(event: Any) -> None:
+        error = "" if event.error is None else f" error {event.error:.3e}"
+        print(
+            f"[{event.done}/{event.total}] {event.path} {event.method} {event.bits} bit{error}"
+            f" elapsed {event.elapsed:.0f} s, left {event.eta:.0f} s",
+            file=stream,
+        )
+
+    return show
+
+
+def _recipe(args: argparse.Namespace) -> Any:
+    from mmq.errors import MmqError
+    from mmq.recipe import Recipe, load_recipe
+
+    if args.recipe is not None:
+        if args.method is not None or args.bits is not None:
+            raise MmqError("recipe: expected either --recipe or --method with --bits, got both")
+        return load_recipe(args.recipe)
+    if args.method is None or args.bits is None:
+        raise MmqError("recipe: expected --recipe FILE, or --method and --bits, got neither")
+    return Recipe.simple(args.method, args.bits, group_size=args.group_size)
+
+
+def _quantize(args: argparse.Namespace) -> None:
+    from mmq_evals.calibration import calibration_samples
+
+    import mmq
+    from mmq.errors import MmqError
+
+    out = Path(args.out)
+    if out.exists() and not args.overwrite:
+        raise MmqError(f"out: expected a new folder (or --overwrite), got {out}")
+    recipe = _recipe(args)
+    folder = _model_folder(args.model)
+    model, processor = _load(args.model)
+    samples = calibration_samples(
+        folder, model, processor, data=args.data, count=recipe.calibration.samples, seed=recipe.seed
+    )
+    manifest = mmq.quantize(
+        model,
+        recipe,
+        [sample.inputs for sample in samples],
+        sample_ids=[sample.id for sample in samples],
+        progress=None if args.quiet else progress_printer(),
+    )
+    mmq.save(model, out, processor=processor, manifest=manifest, overwrite=args.overwrite)
+    print(manifest.summary())
+    print(f"saved to {out}")
+
+
+def _eval(args: argparse.Namespace) -> None:
+    from mmq_evals.run import evaluate, format_result, tasks_for
+
+    model, processor = _load(args.model)
+    tasks = tasks_for(model) if args.tasks is None else args.tasks.split(",")
+    result = evaluate(
+        model,
+        processor,
+        tasks,
+        out_dir=Path(args.out),
+        data="tiny" if args.data == "tiny" else Path(args.data),
+        limit=args.limit,
+        batch_size=args.batch_size,
+        reference=None if args.reference is None else Path(args.reference),
+    )
+    print(format_result(result))
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from mmq_evals.demo import run_demo
+
+    started = time.monotonic()
+    report = run_demo(Path(args.out), limit=args.limit, progress=print)
+    print(report.table)
+    print(f"report: {report.path} ({time.monotonic() - started:.0f} s)")
+
+
+def _doctor(args: argparse.Namespace) -> None:
+    from mmq.doctor import diagnose, format_diagnosis
+
+    diagnosis = diagnose()
+    print(json.dumps(diagnosis, indent=2) if args.json else format_diagnosis(diagnosis))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mmq", description="Quantize vision-language models part by part and measure the cost."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], None], text: str) -> Any:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(run=run)
+        return added
+
+    inspect = command("inspect", _inspect, "Show the parts of a model and what can be quantized.")
+    inspect.add_argument("model", help="a folder, a built-in tiny model, or a published preset")
+    inspect.add_argument("--json", action="store_true", help="print JSON")
+
+    quantize = command("quantize", _quantize, "Quantize a model and save it packed.")
+    quantize.add_argument("model", help="a folder or a built-in tiny model")
+    quantize.add_argument("--out", required=True, help="the folder to write")
+    quantize.add_argument("--recipe", help="a recipe file, YAML or JSON")
+    quantize.add_argument("--method", choices=METHODS, help="one method for every component")
+    quantize.add_argument("--bits", type=int, help="2 to 8, for every component")
+    quantize.add_argument("--group-size", type=int, default=None, help="-1: one group per row")
+    quantize.add_argument(
+        "--data", default="tiny", help="calibration data: tiny, or a captioning dataset folder"
+    )
+    quantize.add_argument("--overwrite", action="store_true", help="replace the output folder")
+    quantize.add_argument("--quiet", action="store_true", help="no progress lines")
+
+    evaluate = command("eval", _eval, "Evaluate a model, dense or packed.")
+    evaluate.add_argument("model", help="a folder or a built-in tiny model")
+    evaluate.add_argument("--tasks", help="comma-separated; default: all that fit the model")
+    evaluate.add_argument("--data", default="tiny", help="tiny, or a dataset folder")
+    evaluate.add_argument("--out", default="out/eval", help="where rows and results are written")
+    evaluate.add_argument("--limit", type=int, help="evaluate the first N items only")
+    evaluate.add_argument("--batch-size", type=int, default=32)
+    evaluate.add_argument("--reference", help="a full-precision result to compare with, paired")
+
+    demo = command("demo", _demo, "Quantize and evaluate the built-in tiny models; print a table.")
+    demo.add_argument("--out", default="out/demo", help="where the report is written")
+    demo.add_argument("--limit", type=int, help="evaluate the first N items of each task only")
+
+    doctor = command("doctor", _doctor, "Say which kernels, instruction sets and extras are here.")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    args = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    from mmq.errors import MmqError
+
+    try:
+        args.run(args)
+    except (MmqError, ValueError) as error:
+        print(f"mmq: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("mmq: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
