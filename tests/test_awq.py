@@ -100,6 +100,18 @@ def test_errors_are_those_of_every_candidate(weight_aware, zero):
     assert torch.allclose(search.scale, candidates[best])
 
 
+def test_each_weight_may_have_its_own_grid():
+    (w, x), (v, _) = layer(6, 48, 256), layer(3, 48, 1, seed=9)
+    mean_abs, factor = stats_of(x).mean_abs, error_factor(x)
+    specs = [QuantSpec(2, 16), QuantSpec(4, 24, "symmetric")]
+    joint = awq_scales([w, v], mean_abs, factor, specs)
+    parts = [awq_scales([m], mean_abs, factor, s) for m, s in zip((w, v), specs, strict=True)]
+    for error, one, other in zip(joint.errors, parts[0].errors, parts[1].errors, strict=True):
+        assert error == pytest.approx(one + other)
+    with pytest.raises(MmqError, match="fc1: expected a grid per weight, got 2, 1"):
+        awq_scales([w], mean_abs, factor, specs, name="fc1")
+
+
 def test_ties_go_to_the_smaller_exponent():
     """Equal channels: every candidate is the identity."""
     w, _ = layer(4, 16, 1)
@@ -163,7 +175,7 @@ def test_bad_search_input_is_refused_by_name():
     ones, factor = torch.ones(4), torch.eye(4)
     with pytest.raises(MmqError, match=r"fc1: .* got per_tensor"):
         awq_scales([w], ones, factor, QuantSpec(4, per_tensor=True), name="fc1")
-    with pytest.raises(MmqError, match="fc1: expected input statistics of 4 in-features"):
+    with pytest.raises(MmqError, match="fc1: expected statistics of 4 in-features"):
         awq_scales([w], torch.ones(3), factor, spec, name="fc1")
     with pytest.raises(MmqError, match="fc1: expected finite input statistics"):
         awq_scales([w], ones * float("nan"), factor, spec, name="fc1")
