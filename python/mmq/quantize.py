@@ -30,7 +30,7 @@ from mmq.awq import (
 from mmq.calibrate import Call, advance, calibrating, capture, gather, gather_from_model, run_block
 from mmq.checkpoint import MANIFEST_ATTRIBUTE
 from mmq.errors import MmqError
-from mmq.fold import fold_into_linear, fold_into_norm
+from mmq.fold import fold_into_linear, fold_into_norm, scale_inputs
 from mmq.gptq import gptq
 from mmq.grid import check_weight
 from mmq.hessian import Hessian, InputStats, rescale_hessian
@@ -276,7 +276,7 @@ class _Run:
         assert layer.spec is not None
         shared = unit.fold if folds and unit.fold is not None and unit.fold.repeat > 1 else None
         return awq_scales(
-            [self._weight(member) for member, _ in part],
+            [self._dense(member).weight for member, _ in part],
             stats.mean_abs,
             error_factor(stats, name=unit.path),
             layer.spec,
@@ -312,16 +312,18 @@ class _Run:
         if fold.kind == "norm":
             fold_into_norm(producer, search.scale)
         else:
-            fold_into_linear(producer, search.scale, fold)
+            assert isinstance(producer, nn.Linear)
+            per_row = torch.ones(fold.channels)
+            per_row[fold.source_rows()] = search.scale
+            fold_into_linear(producer, per_row, slice(fold.row_start, fold.row_stop))
         for unit, _ in part:
-            linear = self.model.get_submodule(unit.path)
-            linear.weight.data.mul_(search.scale.to(linear.weight.dtype))
+            scale_inputs(self._dense(unit), search.scale)
         return {unit.path: _Scaling(search, fold.producer, None) for unit, _ in part}
 
-    def _weight(self, unit: LinearUnit) -> Tensor:
-        weight = self.model.get_submodule(unit.path).weight
-        assert isinstance(weight, Tensor)
-        return weight.detach().float()
+    def _dense(self, unit: LinearUnit) -> nn.Linear:
+        linear = self.model.get_submodule(unit.path)
+        assert isinstance(linear, nn.Linear)
+        return linear
 
     def _pack(
         self,
@@ -333,7 +335,8 @@ class _Run:
         """Quantizes one linear, puts the packed one in its place, records and reports."""
         spec = layer.spec
         assert spec is not None
-        weight = self._weight(unit)
+        linear = self._dense(unit)
+        weight = linear.weight.detach().float()
         hessian = None if stats is None else stats.hessian
         in_scale = None if scaling is None else scaling.in_scale
         if in_scale is not None and hessian is not None:
@@ -356,8 +359,6 @@ class _Run:
                 clip_rows=_clip_rows(unit),
                 name=unit.path,
             )
-        linear = self.model.get_submodule(unit.path)
-        assert isinstance(linear, nn.Linear)
         replacement = QuantLinear.replacing(linear, packed)
         self.model.set_submodule(unit.path, replacement)
         self.records.append(_record(unit, layer, report, replacement, stats, scaling))
