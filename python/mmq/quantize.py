@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 import torch
-from mmq_ext import cpu_isa
 from torch import Tensor, nn
 
 from mmq.architectures import Stack
@@ -37,12 +36,14 @@ from mmq.hessian import Hessian, InputStats, rescale_hessian
 from mmq.linear import QuantLinear
 from mmq.manifest import DenseRecord, LinearRecord, Manifest, component_totals, versions
 from mmq.models import LinearUnit, architecture_of, blocks_of, unlisted_linears
+from mmq.options import AwqOptions, GptqOptions
 from mmq.plan import LayerPlan, Plan, plan
 from mmq.recipe import Recipe
 from mmq.report import Report
 from mmq.rtn import rtn
 from mmq.samples import Sample, check_samples, micro_batches, split_samples
 from mmq.stored import account
+from mmq_ext import cpu_isa
 
 LOGGER: Final = logging.getLogger(__name__)
 MICRO_BATCH: Final = 8  # Rows of equal shape run together; memory grows with it, results do not.
@@ -171,7 +172,9 @@ class _Run:
             for unit, layer in self.chosen:
                 if unit.stack == stack.name and unit.block is None:
                     found = heads or self._head_inputs([unit.path])
-                    self._pack(unit, layer, found.get(unit.path), self._head_scaling(unit, layer, found))
+                    self._pack(
+                        unit, layer, found.get(unit.path), self._head_scaling(unit, layer, found)
+                    )
 
     def _members(self, stack: Stack) -> list[Member]:
         return [
@@ -234,7 +237,8 @@ class _Run:
         if self.batches is None or not paths:
             return {}
         modules = {path: self.model.get_submodule(path) for path in paths}
-        hessians = {path: Hessian(int(m.in_features), name=path) for path, m in modules.items()}
+        width = {unit.path: unit.k for unit, _ in self.chosen}
+        hessians = {path: Hessian(width[path], name=path) for path in paths}
         gather_from_model(
             self.model,
             self.architecture,
@@ -369,7 +373,10 @@ class _Run:
         elapsed = time.monotonic() - self.started
         eta = elapsed * (self._weights_total / self._weights_done - 1)
         LOGGER.info(
-            "%s: %s %d bit, relative error %s", unit.path, layer.method, report.bits,
+            "%s: %s %d bit, relative error %s",
+            unit.path,
+            layer.method,
+            report.bits,
             report.relative_error,
         )
         if self.progress is not None:
@@ -439,8 +446,8 @@ def _untie(model: Any, unit: LinearUnit) -> str:
     """Gives a tied head a weight of its own, in the model and in its configuration."""
     if any(stack.name == "encoder" for stack in architecture_of(model).stacks):
         raise MmqError(
-            f"{unit.path}: expected a head that can be untied; this model ties it together with its "
-            "encoder and decoder embeddings"
+            f"{unit.path}: expected a head that can be untied; this model ties it together with "
+            "its encoder and decoder embeddings"
         )
     linear = model.get_submodule(unit.path)
     linear.weight = nn.Parameter(linear.weight.detach().clone(), requires_grad=False)
@@ -449,7 +456,7 @@ def _untie(model: Any, unit: LinearUnit) -> str:
         if isinstance(keys, dict):
             for key in [key for key in keys if f"{unit.path}.weight".endswith(key)]:
                 del keys[key]
-        config = getattr(module, "config", None)
+        config: Any = getattr(module, "config", None)
         if getattr(config, "tie_word_embeddings", False):
             config.tie_word_embeddings = False
     return unit.path
@@ -463,7 +470,8 @@ def _record(
     stats: InputStats | None,
     scaling: _Scaling | None,
 ) -> LinearRecord:
-    options = {"gptq": layer.gptq, "awq": layer.awq}.get(layer.method)
+    used: dict[str, GptqOptions | AwqOptions] = {"gptq": layer.gptq, "awq": layer.awq}
+    options = used.get(layer.method)
     return LinearRecord(
         path=unit.path,
         component=unit.component,
