@@ -1,0 +1,308 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GPTQ: rounding column by column, each column's error compensated by the columns not yet rounded.
+
+Frantar et al., arXiv 2210.17323, algorithm 1, with its symbols: W [n, k], H = 2 E[x x^T], U upper
+triangular with H^-1 = U^T U, e_i = (w_i - w_hat_i) / U_ii, W[:, i..] -= e_i U[i, i..].
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from mmq.errors import MmqError
+from mmq.grid import Grid, check_weight, find_grid, quantize
+from mmq.hessian import check_hessian
+from mmq.options import GptqOptions, Order
+from mmq.packed import PackedWeight
+from mmq.report import GptqDetails, Report, make_report
+from mmq.spec import QuantSpec
+from mmq_ext import ops
+
+LOGGER: Final = logging.getLogger(__name__)
+MANY_DEAD: Final = 0.01  # Share of dead columns above which the report warns.
+LARGEST_DAMP: Final = 1.0
+FIRST_DAMP: Final = 0.01  # The step after an undamped attempt.
+
+
+@dataclass(frozen=True, eq=False)
+class Factor:
+    """U [k, k] float32, upper triangular with positive diagonal, (H + damp * mean I)^-1 = U^T U."""
+
+    u: Tensor
+    damp: float
+    dtype: torch.dtype
+
+
+def upper_factor(h: Tensor) -> Tensor | None:
+    """U upper triangular with h^-1 = U^T U, in the dtype of ``h`` [k, k]; None if it fails.
+
+    With J the reversal of rows or columns, J h J = L L^T gives h = R R^T for the upper triangular
+    R = J L J, and U = R^-1 = J L^-1 J: one Cholesky and one triangular solve, without h^-1.
+    """
+    lower, info = torch.linalg.cholesky_ex(h.flip(0, 1))
+    if int(info) != 0 or not bool(torch.isfinite(lower.diagonal()).all()):
+        return None
+    u = torch.eye(h.shape[0], dtype=h.dtype, device=h.device)
+    torch.linalg.solve_triangular(lower, u, upper=False, out=u)
+    u = u.flip(0, 1)
+    return u if bool(torch.isfinite(u).all()) else None
+
+
+def damps(first: float) -> list[float]:
+    """The damping shares that are tried: ``first``, then ten times more, up to 1."""
+    found = [first]
+    while found[-1] < LARGEST_DAMP:
+        found.append(min(found[-1] * 10, LARGEST_DAMP) if found[-1] > 0 else FIRST_DAMP)
+    return found
+
+
+def damped_factor(h: Tensor, damp: float, mean: float) -> Factor | None:
+    """The factor of h + delta * mean * I with the least delta that works, fp32 first, then fp64.
+
+    ``h`` float32 [k, k] is changed on its diagonal. None if nothing works.
+    """
+    diagonal = h.diagonal().clone()
+    for dtype in (torch.float32, torch.float64):
+        for delta in damps(damp):
+            attempt = h.to(dtype)  # No copy in fp32.
+            attempt.diagonal().copy_(diagonal.to(dtype) + delta * mean)
+            u = upper_factor(attempt)
+            if u is not None and bool((u.diagonal() > 0).all()):
+                u = u.float()
+                if bool(torch.isfinite(u).all()) and bool((u.diagonal() > 0).all()):
+                    return Factor(u, delta, dtype)
+    return None
+
+
+def column_order(order: Order, diagonal: Tensor, group_size: int) -> Tensor:
+    """perm int64 [k]: the column that is walked at each step.
+
+    ``"act"``: by the diagonal of H, descending, stable. ``"group"``: columns inside each group
+    likewise, and groups by their largest entry; no column leaves its group.
+    """
+    k = diagonal.shape[0]
+    if order == "none":
+        return torch.arange(k)
+    if order == "act":
+        return torch.argsort(diagonal, descending=True, stable=True)
+    groups = [torch.arange(a, min(a + group_size, k)) for a in range(0, k, group_size)]
+    largest = torch.stack([diagonal[columns].max() for columns in groups])
+    return torch.cat(
+        [
+            groups[g][torch.argsort(diagonal[groups[g]], descending=True, stable=True)]
+            for g in torch.argsort(largest, descending=True, stable=True).tolist()
+        ]
+    )
+
+
+def blocks(k: int, block: int, group_size: int | None) -> Iterator[tuple[int, int]]:
+    """[begin, end) of the blocks of at most ``block`` columns.
+
+    With ``group_size`` (dynamic group parameters) a block also ends where a group ends, so that at
+    the start of a group every earlier update has reached all of its columns.
+    """
+    begin = 0
+    while begin < k:
+        end = min(begin + block, k)
+        if group_size is not None:
+            end = min(end, (begin // group_size + 1) * group_size)
+        yield begin, end
+        begin = end
+
+
+@dataclass(frozen=True, eq=False)
+class Walk:
+    """The loop's result, in walking order: codes uint8 [n, k], the grid they lie on, sum e^2."""
+
+    codes: Tensor
+    grid: Grid
+    squared_errors: float
+
+
+def walk(
+    w: Tensor,
+    u: Tensor,
+    spec: QuantSpec,
+    block: int,
+    live: Tensor,
+    *,
+    static: tuple[Grid, Tensor] | None = None,
+    importance: Tensor | None = None,
+    name: str = "weight",
+) -> Walk | None:
+    """Algorithm 1 over all columns of ``w`` float32 [n, k], which is overwritten.
+
+    ``static`` holds the parameters of all groups and the group of each column, int32 [k]. None
+    takes each group's from the compensated weights at its first column, the columns standing in
+    their original order; ``importance`` [k] then weights the clip search. ``live`` [k] float64 is
+    1 for columns that count in the loss, else 0. Returns None if a number overflows.
+    """
+    n, k = w.shape
+    kernel_grid = None if static is None else static[0].rows(n)
+    codes = torch.empty(n, k, dtype=torch.uint8)
+    squared_errors = 0.0
+    group_size = spec.row_group_size(k)
+    dynamic: list[Grid] = []
+    for a, b in blocks(k, block, group_size if static is None else None):
+        if static is not None and kernel_grid is not None:
+            grid, group_of = kernel_grid, static[1][a:b]
+        else:
+            if a % group_size == 0:
+                group = w[:, a : a + group_size]
+                if not bool(torch.isfinite(group).all()):
+                    return None
+                part = None if importance is None else importance[a : a + group_size]
+                dynamic.append(find_grid(group, spec, part, name=name))
+            grid, group_of = dynamic[-1], torch.zeros(b - a, dtype=torch.int32)
+        codes[:, a:b], e = ops.gptq_block(
+            w[:, a:b].contiguous(),
+            u[a:b, a:b].contiguous(),
+            grid.scales,
+            grid.zeros,
+            group_of,
+            spec.bits,
+            grid.float_zero,
+        )
+        if not bool(torch.isfinite(e).all()):
+            return None
+        squared_errors += float(e.square().sum(dim=0, dtype=torch.float64) @ live[a:b])
+        w[:, b:].addmm_(e, u[a:b, b:], alpha=-1)
+    if static is not None:
+        return Walk(codes, static[0], squared_errors)
+    scales = torch.cat([grid.scales for grid in dynamic], dim=1)
+    zeros = torch.cat([grid.zeros for grid in dynamic], dim=1)
+    grid = Grid(scales, zeros, spec.bits, spec.group_size, dynamic[0].float_zero)
+    return Walk(codes, grid, squared_errors)
+
+
+def gptq(
+    weight: Tensor,
+    hessian: Tensor,
+    spec: QuantSpec,
+    options: GptqOptions | None = None,
+    *,
+    importance: Tensor | None = None,
+    in_scale: Tensor | None = None,
+    method: str = "gptq",
+    name: str = "weight",
+) -> tuple[PackedWeight, Report]:
+    """Quantizes ``weight`` so that the outputs on the calibration inputs change little.
+
+    Args:
+      weight: floating point [n, k]; not changed.
+      hessian: floating point [k, k], see :class:`mmq.hessian.Hessian`; not changed. Linears that
+        read the same input share it.
+      spec: the grid.
+      options: order, damping, block size, group parameters, dead columns.
+      importance: float [k], weights of the clip search, such as diag(H); None is unweighted.
+      in_scale: [k], stored as the run-time divisor of the input. ``weight`` and ``hessian`` are
+        then those of the scaled problem, W diag(s) and H / (s s^T).
+      method: the name that is recorded.
+      name: of the module, for messages and the report.
+
+    Returns the packed weight and a report. The codes are those of the loop, on each group's own
+    parameters. If H cannot be factorized even with the largest damping, in fp64, the weight is
+    rounded to nearest; the packed weight and the report say so, and a warning is logged.
+
+    Raises MmqError, naming the module, for a weight or Hessian that is not finite, does not fit,
+    or (Hessian) is all zero.
+    """
+    options = GptqOptions() if options is None else options
+    check_weight(weight, name)
+    k = weight.shape[1]
+    check_hessian(hessian, k, name)
+    if in_scale is not None and in_scale.shape != (k,):
+        raise MmqError(f"{name}: expected in_scale of shape [{k}], got {list(in_scale.shape)}")
+    order = options.resolve_order(spec, k)
+    one_group = spec.groups(k) == 1
+    is_static = options.resolve_static_groups(spec, k) or one_group
+
+    # Step 2. Dead columns: an input that was always zero. H_ii = 1 there, and no compensation.
+    diagonal = hessian.diagonal().float()
+    dead = diagonal == 0
+    notes = _dead_notes(int(dead.sum()), k, options, name)
+    w = weight.detach().float()
+    if options.dead == "zero" and bool(dead.any()):
+        w = w.masked_fill(dead, 0.0)
+
+    # Step 3. Order; the dead columns come last, their diagonal being 0.
+    perm = column_order(order, diagonal, spec.row_group_size(k))
+    h = hessian[perm[:, None], perm].float()
+    h.diagonal()[dead[perm]] = 1.0
+
+    # Steps 4 and 5. The mean is over live columns, so that it keeps the inputs' units.
+    factor = damped_factor(h, options.damp, float(diagonal[~dead].mean(dtype=torch.float64)))
+    del h
+    result = None
+    if factor is not None:
+        if factor.damp != options.damp or factor.dtype != torch.float32:
+            notes += (f"damping raised from {options.damp:g} to {factor.damp:g} ({factor.dtype})",)
+        # Steps 6 and 7.
+        columns = w[:, perm]  # A copy, which the walk overwrites.
+        live = (~dead[perm]).double()
+        if is_static:
+            static = _group_parameters(w, spec, order, perm, importance, name)
+            result = walk(columns, factor.u, spec, options.block, live, static=static, name=name)
+        else:
+            result = walk(
+                columns, factor.u, spec, options.block, live, importance=importance, name=name
+            )
+    details = GptqDetails(
+        order=order,
+        static_groups=is_static,
+        damp=None if factor is None else factor.damp,
+        dead_columns=int(dead.sum()),
+        loss=None if result is None else result.squared_errors / 2,
+    )
+    if result is None:
+        why = "no factorization of H" if factor is None else "overflow in the column updates"
+        LOGGER.warning("%s: %s; rounded to nearest instead", name, why)
+        grid = find_grid(w, spec, importance, name=name)
+        packed = PackedWeight.from_codes(
+            quantize(w, grid), grid, spec, None, in_scale, method=method, fallback=f"rtn: {why}"
+        )
+        notes += (f"{why}; rounded to nearest",)
+    else:
+        codes, stored_perm = result.codes, None
+        if order == "act" and not one_group:
+            stored_perm = perm
+        elif order != "none":
+            codes = torch.empty_like(result.codes)
+            codes[:, perm] = result.codes
+        packed = PackedWeight.from_codes(
+            codes, result.grid, spec, stored_perm, in_scale, method=method
+        )
+    return packed, make_report(name, weight, packed, hessian.float(), notes=notes, gptq=details)
+
+
+def _dead_notes(dead: int, k: int, options: GptqOptions, name: str) -> tuple[str, ...]:
+    if dead == 0:
+        return ()
+    what = "rounded to nearest" if options.dead == "keep" else "set to zero"
+    note = f"{dead} of {k} input columns were always zero; {what}"
+    if dead > MANY_DEAD * k:
+        LOGGER.warning("%s: %s", name, note)
+    return (note,)
+
+
+def _group_parameters(
+    w: Tensor, spec: QuantSpec, order: Order, perm: Tensor, importance: Tensor | None, name: str
+) -> tuple[Grid, Tensor]:
+    """Step 6, static: the grid of the original weights, and the group of each walked column.
+
+    With ``"act"`` groups are runs of the permuted columns, because that is how they are stored.
+    """
+    positions = torch.arange(w.shape[1])
+    if order == "act":
+        w = w[:, perm]
+        importance = None if importance is None else importance[perm]
+    else:
+        positions = perm
+    grid = find_grid(w, spec, importance, name=name)
+    return grid, (positions // spec.row_group_size(w.shape[1])).to(torch.int32)

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an algorithm did to one weight matrix, and the error it left: plain data, JSON-ready."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from mmq.packed import PackedWeight
+
+
+@dataclass(frozen=True)
+class GptqDetails:
+    """How the columns were walked.
+
+    ``damp`` is the share of the mean diagonal that was added in the end, None if no factorization
+    succeeded. ``loss`` is sum e^2 / 2 over all columns, the damped Hessian's output error, in the
+    units of :attr:`Report.output_error`; None without a factorization.
+    """
+
+    order: str
+    static_groups: bool
+    damp: float | None
+    dead_columns: int
+    loss: float | None
+
+
+@dataclass(frozen=True)
+class AwqDetails:
+    """The exponent that was chosen, the error of each candidate (in the units of
+    :attr:`Report.output_error`, on the min-max grid), and the mean shrink of the clipped ranges
+    (1 = no clipping)."""
+
+    alpha: float
+    errors: tuple[float, ...]
+    mean_shrink: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result for one matrix W [n, k], W_hat being its effective weight.
+
+    - ``weight_mse``: mean (W_hat - W)^2.
+    - ``output_error``: mean over tokens of |(W_hat - W) x|^2, summed over outputs; None if the
+      inputs are not known. ``relative_error`` is its ratio to the mean of |W x|^2.
+    - ``fallback``: what was done instead of ``method``, empty if nothing.
+    - ``notes``: what a reader should know (dead columns, raised damping).
+    """
+
+    name: str
+    method: str
+    n: int
+    k: int
+    bits: int
+    group_size: int
+    zero: str
+    bits_per_weight: float
+    weight_mse: float
+    output_error: float | None
+    relative_error: float | None
+    fallback: str
+    notes: tuple[str, ...]
+    gptq: GptqDetails | None = None
+    awq: AwqDetails | None = None
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain numbers, strings, lists and dicts; details of other methods are left out."""
+        found = {name: value for name, value in asdict(self).items() if value is not None}
+        found["notes"] = list(self.notes)
+        return found
+
+
+def output_error(difference: Tensor, hessian: Tensor) -> float:
+    """Mean over tokens of |D x|^2 for D [n, k] and H = 2 E[x x^T] [k, k]: tr(D H D^T) / 2."""
+    difference = difference.float()
+    return float(((difference @ hessian) * difference).sum(dtype=torch.float64)) / 2
+
+
+def make_report(
+    name: str,
+    weight: Tensor,
+    packed: PackedWeight,
+    hessian: Tensor | None,
+    *,
+    notes: tuple[str, ...] = (),
+    gptq: GptqDetails | None = None,
+    awq: AwqDetails | None = None,
+) -> Report:
+    """Measures ``packed`` against the matrix that its ``dequantize()`` stands for.
+
+    Args:
+      name: of the module.
+      weight: [n, k]; W diag(s) where ``packed.in_scale`` is s.
+      packed: the result.
+      hessian: float32 [k, k] in the convention of :class:`mmq.hessian.Hessian`, of x / s; or None.
+      notes, gptq, awq: recorded as they are.
+    """
+    difference = packed.dequantize() - weight.float()
+    error = relative = None
+    if hessian is not None:
+        error = output_error(difference, hessian)
+        total = output_error(weight, hessian)
+        relative = error / total if total > 0 else 0.0
+    if packed.in_scale is not None:
+        difference /= packed.in_scale.float()
+    return Report(
+        name=name,
+        method=packed.method,
+        n=packed.n,
+        k=packed.k,
+        bits=packed.bits,
+        group_size=packed.group_size,
+        zero=packed.zero,
+        bits_per_weight=packed.bits_per_weight,
+        weight_mse=float(difference.square().mean(dtype=torch.float64)),
+        output_error=error,
+        relative_error=relative,
+        fallback=packed.fallback,
+        notes=notes,
+        gptq=gptq,
+        awq=awq,
+    )
