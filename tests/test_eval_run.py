@@ -65,7 +65,7 @@ def test_files_and_scores(model: tuple[Any, Any], coco: Path, tmp_path: Path) ->
     assert result["tasks"]["gqa"]["breakdown"]["form"].keys() == {"binary", "open"}
     table = format_result(result)
     assert "captioning: 4 rows of 4 images (coco-karpathy, test)" in table
-    assert "constant caption" in table
+    assert "constant caption: cider" in table
 
 
 def test_limit_stores_the_document_frequencies(
