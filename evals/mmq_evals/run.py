@@ -109,6 +109,7 @@ def evaluate(
         entry: dict[str, Any] = {
             "rows": parts[part].name,
             "primary": task.primary,
+            "shown": list(task.shown),
             "counts": {"rows": len(rows), "clusters": len(set(clusters_of(rows).values()))},
             "scores": {key: asdict(value) for key, value in task.score(rows, seed=seed).items()},
             "breakdown": task.breakdown(rows),
@@ -172,7 +173,8 @@ def format_result(result: dict[str, Any]) -> str:
             f"{entry['seconds']['predict']:.0f} s"
         )
         paired = entry.get("against_reference", {}).get("differences", {})
-        for metric, score in entry["scores"].items():
+        for metric in entry["shown"]:
+            score = entry["scores"][metric]
             line = (
                 f"  {metric:<24}{100 * score['value']:8.2f}  "
                 f"[{100 * score['low']:.2f}, {100 * score['high']:.2f}]"
@@ -185,7 +187,9 @@ def format_result(result: dict[str, Any]) -> str:
                 )
             lines.append(line + ("  *" if metric == entry["primary"] else ""))
         for baseline, scores in entry["baselines"].items():
-            shown = ", ".join(f"{key} {100 * value:.2f}" for key, value in scores.items())
+            shown = ", ".join(
+                f"{key} {100 * scores[key]:.2f}" for key in entry["shown"] if key in scores
+            )
             lines.append(f"  {baseline}: {shown}")
         for key, value in entry.get("against_reference", {}).get("agreement", {}).items():
             lines.append(f"  {key}: {100 * value:.2f}")

@@ -61,6 +61,7 @@ class Captioning:
     limit: int | None = None
     name: str = "captioning"
     primary: str = "cider"
+    shown: tuple[str, ...] = ("cider", "rouge_l", "bleu_1", "bleu_4")
 
     def __post_init__(self) -> None:
         if self.decoding not in PROTOCOLS:
