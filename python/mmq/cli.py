@@ -119,10 +119,10 @@ def _data(args: argparse.Namespace) -> Any:
 
 
 def _eval(args: argparse.Namespace) -> None:
-    from mmq_evals.run import evaluate, format_result, tasks_for
+    from mmq_evals.run import evaluate, format_result
 
     model, processor = _load(args.model)
-    tasks = tasks_for(model) if args.tasks is None else args.tasks.split(",")
+    tasks = None if args.tasks is None else args.tasks.split(",")
     result = evaluate(
         model,
         processor,
@@ -201,6 +201,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     args = _parser().parse_args(argv)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     from mmq.errors import MmqError
 
