@@ -356,9 +356,7 @@ def _gptq_block_cpu(
     float_zero: bool,
     min_code: int,
 ) -> tuple[Tensor, Tensor]:
-    codes, errors = _gptq_block_out(
-        w, u, scales, zeros, group_of, bits, float_zero, min_code
-    )
+    codes, errors = _gptq_block_out(w, u, scales, zeros, group_of, bits, float_zero, min_code)
     w, u, scales, zeros = w.contiguous(), u.contiguous(), scales.contiguous(), zeros.contiguous()
     group_of = group_of.contiguous()
     _C.gptq_block(

@@ -126,8 +126,9 @@ def load_processor(folder: str | Path) -> Any:
         return None
     from transformers import AutoProcessor
 
+    loader: Any = AutoProcessor
     try:
-        return AutoProcessor.from_pretrained(folder, local_files_only=True)
+        return loader.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise MmqError(f"{folder}: expected a processor, got {_line(error)}") from error
 

@@ -67,7 +67,7 @@ class Plan:
 
 PLANS = {
     "tiny-blip2-caption": Plan(steps=4000, batch=64, learning_rate=1e-3),
-    "tiny-blip2-retrieval": Plan(steps=3000, batch=64, learning_rate=1e-3),
+    "tiny-blip2-retrieval": Plan(steps=3000, batch=48, learning_rate=1e-3),
     "tiny-llava": Plan(steps=4000, batch=48, learning_rate=1e-3),
 }
 
