@@ -24,7 +24,7 @@ def test_tasks_on_the_tiny_data(name: str, tmp_path: Path) -> None:
     for task in tasks:
         entry = result["tasks"][task]
         assert (tmp_path / f"{task}.jsonl").is_file()
-        baselines = entry["baselines"].values()
-        assert max(scores[entry["primary"]] for scores in baselines) > 0.0
+        assert all(entry["primary"] in scores for scores in entry["baselines"].values())
+        assert entry["baselines"]
         assert entry["protocol"]["data"]["rows"] == (18 if task == "retrieval" else 3)
     assert all(task in format_result(result) for task in tasks)
