@@ -149,6 +149,9 @@ def test_refusals_before_any_work(model: tuple[Any, Any], coco: Path, tmp_path: 
         evaluate(*model, ["captioning"], out_dir=out, data=tmp_path / "nothing")
     with pytest.raises(EvalError, match="does not fit"):
         evaluate(*model, ["captioning", "retrieval"], out_dir=out, data=coco)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(EvalError, match="empty has no dataset for any task of Blip2ForCond"):
+        evaluate(*model, None, out_dir=out, data=tmp_path / "empty")
     assert not out.exists()
     (tmp_path / "result.json").write_text('{"format": "mmq-eval-result", "version": 99}')
     with pytest.raises(EvalError, match="expected version 1, got 99"):

@@ -19,12 +19,12 @@ def test_tasks_on_the_tiny_data(name: str, tmp_path: Path) -> None:
     if name == "tiny-llava":
         pytest.importorskip("easy_vqa")
     tasks = tasks_for(model)
-    result = evaluate(model, processor, tasks, out_dir=tmp_path, limit=3)
+    result = evaluate(model, processor, None, out_dir=tmp_path, limit=3)
+    assert list(result["tasks"]) == tasks
     for task in tasks:
         entry = result["tasks"][task]
         assert (tmp_path / f"{task}.jsonl").is_file()
+        assert all(entry["primary"] in scores for scores in entry["baselines"].values())
         assert entry["baselines"]
-        # Untrained: nothing above the strongest blind guess but by chance on three items.
-        best = max(scores[entry["primary"]] for scores in entry["baselines"].values())
-        assert entry["scores"][entry["primary"]]["value"] <= max(best, 1.0)
+        assert entry["protocol"]["data"]["rows"] == (18 if task == "retrieval" else 3)
     assert all(task in format_result(result) for task in tasks)

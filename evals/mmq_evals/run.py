@@ -42,7 +42,7 @@ Progress = Callable[[str, int, int], None]
 def evaluate(
     model: Any,
     processor: Any,
-    tasks: Sequence[str],
+    tasks: Sequence[str] | None,
     *,
     out_dir: Path,
     data: Data = "tiny",
@@ -58,7 +58,7 @@ def evaluate(
     Args:
         model: a BLIP-2 or LLaVA model of transformers, dense or with packed linears.
         processor: its processor.
-        tasks: names; `tasks_for` gives those that fit the model and the data.
+        tasks: names; None takes those that fit the model and the data, see `tasks_for`.
         out_dir: folder for the files, made if missing.
         data: ``"tiny"`` for the built-in data or the folder of a published dataset.
         split: ``"test"`` is the split that results are published on.
@@ -80,6 +80,10 @@ def evaluate(
     """
     if batch_size < 1:
         raise EvalError(f"batch_size: expected at least 1, got {batch_size}")
+    if tasks is None:
+        tasks = tasks_for(model, data)
+        if not tasks:
+            raise EvalError(f"data: {data} has no dataset for any task of {model_class(model)}")
     built = build_tasks(model, tasks, data, split, limit)
     common = _common_protocol(model, processor, batch_size)
     protocols = {name: _protocol(task, common, limit) for name, task in built.items()}
