@@ -117,7 +117,7 @@ def quantize_activations(x: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
     codes = torch.where(finite, codes, 0.0)
     scale = torch.where(largest == 0, 0.0, scale)
     scale = torch.where(finite, scale, torch.nan).expand_as(padded)
-    return codes.reshape(m, -1)[:, :k], scale.reshape(m, -1)[:, :k]
+    return codes.flatten(1)[:, :k], scale.flatten(1)[:, :k]
 
 
 def _spread_groups(per_group: Tensor, group_size: int, k: int) -> Tensor:
