@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cmath>
 #include <string>
 #include <vector>
 
@@ -82,19 +83,23 @@ void bind_packed_gemm(uintptr_t x, uintptr_t tiles, uintptr_t affine, uintptr_t 
 
 void bind_gptq_block(uintptr_t w, uintptr_t u, uintptr_t scales, uintptr_t zeros,
                      uintptr_t group_of, uintptr_t codes, uintptr_t errors, int64_t n, int64_t cols,
-                     int64_t groups, int bits, bool float_zero) {
+                     int64_t groups, int bits, bool float_zero, int min_code) {
   check_bits("gptq_block", bits);
+  check(min_code == 0 || min_code == 1, "gptq_block", "a min_code of 0 or 1", min_code);
   for (int64_t size : {n, cols, groups}) check_size("gptq_block", size);
   if (n == 0 || cols == 0) return;
   const int32_t* group = pointer<const int32_t>(group_of);
   for (int64_t i = 0; i < cols; ++i)
     check(group[i] >= 0 && group[i] < groups, "gptq_block", "group indices below the group count",
           group[i]);
+  const float* factor = pointer<const float>(u);
+  for (int64_t i = 0; i < cols; ++i)
+    check(factor[i * cols + i] > 0.f && std::isfinite(factor[i * cols + i]), "gptq_block",
+          "a factor with a positive, finite diagonal", factor[i * cols + i]);
   py::gil_scoped_release release;
-  cpu::kernels().gptq_block({pointer<const float>(w), pointer<const float>(u),
-                             pointer<const float>(scales), pointer<const float>(zeros), group,
-                             pointer<uint8_t>(codes), pointer<float>(errors), n, cols, groups, bits,
-                             float_zero});
+  cpu::kernels().gptq_block({pointer<const float>(w), factor, pointer<const float>(scales),
+                             pointer<const float>(zeros), group, pointer<uint8_t>(codes),
+                             pointer<float>(errors), n, cols, groups, bits, float_zero, min_code});
 }
 
 void bind_awq_errors(uintptr_t w, uintptr_t candidates, uintptr_t factor, uintptr_t errors,

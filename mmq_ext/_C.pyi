@@ -31,6 +31,7 @@ def gptq_block(
     groups: int,
     bits: int,
     float_zero: bool,
+    min_code: int,
 ) -> None: ...
 def awq_errors(
     w: int,

@@ -332,9 +332,11 @@ def _gptq_block_out(
     group_of: Tensor,
     bits: int,
     float_zero: bool,
+    min_code: int,
 ) -> tuple[Tensor, Tensor]:
     op = "gptq_block"
     _check_bits(op, bits)
+    _require(min_code in (0, 1), op, "a min_code of 0 or 1", min_code)
     _check(op, "w", w, torch.float32, None, None)
     n, cols = w.shape
     _check(op, "u", u, torch.float32, cols, cols)
@@ -352,8 +354,9 @@ def _gptq_block_cpu(
     group_of: Tensor,
     bits: int,
     float_zero: bool,
+    min_code: int,
 ) -> tuple[Tensor, Tensor]:
-    codes, errors = _gptq_block_out(w, u, scales, zeros, group_of, bits, float_zero)
+    codes, errors = _gptq_block_out(w, u, scales, zeros, group_of, bits, float_zero, min_code)
     w, u, scales, zeros = w.contiguous(), u.contiguous(), scales.contiguous(), zeros.contiguous()
     group_of = group_of.contiguous()
     _C.gptq_block(
@@ -369,6 +372,7 @@ def _gptq_block_cpu(
         scales.shape[1],
         bits,
         float_zero,
+        min_code,
     )
     return codes, errors
 
@@ -381,6 +385,7 @@ def gptq_block(
     group_of: Tensor,
     bits: int,
     float_zero: bool = False,
+    min_code: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """The column recursion of GPTQ inside one block (arXiv 2210.17323, algorithm 1).
 
@@ -392,18 +397,23 @@ def gptq_block(
       u: float32 [cols, cols], upper triangular with H^-1 = U^T U; the lower part is not read.
       scales, zeros: float32 [n, groups]; zeros are integers, or minima if ``float_zero``.
       group_of: int32 [cols], the column of ``scales`` that each column uses.
+      bits: 2..8.
+      float_zero: the grid is w = q * scale + zero instead of (q - zero) * scale.
+      min_code: 0, or 1 for the restricted symmetric grid, which leaves code 0 unused.
 
-    Returns (codes uint8 [n, cols], errors float32 [n, cols]). Bit-identical in all
-    implementations.
+    Returns (codes uint8 [n, cols], errors float32 [n, cols]), bit-identical in all
+    implementations. Rows do not influence each other; a row with a NaN gets code ``min_code`` and
+    NaN errors from there on. Raises ValueError for a dtype or shape that does not fit, a group index
+    that is out of range, or a diagonal of u that is not positive and finite.
     """
     return torch.ops.mmq.gptq_block(  # type: ignore[no-any-return]
-        w, u, scales, zeros, group_of, bits, float_zero
+        w, u, scales, zeros, group_of, bits, float_zero, min_code
     )
 
 
 _register(
     "gptq_block(Tensor w, Tensor u, Tensor scales, Tensor zeros, Tensor group_of, int bits, "
-    "bool float_zero) -> (Tensor, Tensor)",
+    "bool float_zero, int min_code) -> (Tensor, Tensor)",
     _gptq_block_cpu,
     _gptq_block_out,
 )

@@ -258,3 +258,25 @@ def test_a_row_without_a_match_is_an_error_that_names_it() -> None:
         MmqError, match=r"layer_norm1: expected a norm with 24 weights, got Identity"
     ):
         models.resolve(model)
+
+
+def test_packed_linears_resolve_like_dense_ones() -> None:
+    """A replaced linear has the sizes and an empty ``weight`` of the compute type."""
+
+    class Packed(nn.Module):
+        def __init__(self, dense: nn.Linear) -> None:
+            super().__init__()
+            self.in_features, self.out_features = dense.in_features, dense.out_features
+            self.bias = dense.bias
+
+        @property
+        def weight(self) -> torch.Tensor:
+            return torch.empty(0)
+
+    model = tiny.llava()
+    before = models.resolve(model)
+    for unit in before:
+        if unit.layer_type != "head":
+            parent, _, name = unit.path.rpartition(".")
+            setattr(model.get_submodule(parent), name, Packed(model.get_submodule(unit.path)))
+    assert models.resolve(model) == before

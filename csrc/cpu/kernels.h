@@ -59,6 +59,7 @@ struct GptqBlockArgs {
   int64_t n, cols, groups;
   int bits;
   bool float_zero;
+  int min_code;  // lowest code: 0, or 1 for the restricted grid
 };
 
 // errors[c] = || (w - Q(w * s_c) / s_c) . factor^T ||_F^2 for every candidate s_c, where Q is the
@@ -126,6 +127,9 @@ bool supported();  // AVX2, FMA and F16C in the processor, and the OS saves the 
 void packed_gemm(const PackedGemmArgs& args);
 void packed_gemm_exact(const PackedGemmArgs& args);
 void packed_gemm_int8(const PackedGemmArgs& args);
+void gptq_block(const GptqBlockArgs& args);
+void awq_errors(const AwqErrorsArgs& args);
+void grid_search(const GridSearchArgs& args);
 }  // namespace avx2
 #endif
 

@@ -1,7 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// What both modes of packed_gemm share on AVX2. To be included inside an AVX2 region (avx2_begin.h)
-// of one file only; needs <immintrin.h>, cpu/kernels.h and cpu/layout.h above the region.
+// What both modes of packed_gemm share on AVX2; a header of the AVX2 files only.
 #pragma once
+
+#if defined(__x86_64__)
+
+#include "cpu/kernels.h"
+#include "cpu/layout.h"
+#include "cpu/target_avx2.h"
+
+MMQ_AVX2_BEGIN
 
 namespace mmq::cpu::avx2 {
 namespace {
@@ -68,3 +75,7 @@ inline void store_outputs(const PackedGemmArgs& a, int64_t row, int64_t tile, __
 
 }  // namespace
 }  // namespace mmq::cpu::avx2
+
+MMQ_AVX2_END
+
+#endif

@@ -9,14 +9,14 @@
 // per tile, and multiplied by a register-blocked kernel, 6 rows of x by 2 tiles = 12 accumulators.
 #if defined(__x86_64__)
 
-#include <immintrin.h>
-
-#include "cpu/avx2_begin.h"
 #include "cpu/kernels.h"
 #include "cpu/layout.h"
 #include "cpu/packed_gemm_avx2.h"
 #include "cpu/parallel.h"
 #include "cpu/scratch.h"
+#include "cpu/target_avx2.h"
+
+MMQ_AVX2_BEGIN
 
 namespace mmq::cpu::avx2 {
 namespace {
@@ -150,9 +150,9 @@ void multiply_few_rows(const PackedGemmArgs& a) {
   const int64_t groups = group_count(a.k, a.group_size), blocks = block_count(a.k);
   const int64_t cols = blocks * kBlockCols;
   const RowBlocks rows(a.m, kFewRows);
-  const Scratch memory(a.m * (cols + groups) * static_cast<int64_t>(sizeof(float)));
-  float* x = memory.as<float>();
-  float* x_sums = x + a.m * cols;
+  Scratch memory(Scratch::padded(a.m * cols) + Scratch::padded(a.m * groups));
+  float* x = memory.take(a.m * cols);
+  float* x_sums = memory.take(a.m * groups);
   prepare_few_rows(a, rows, groups, x, x_sums);
   const int64_t tile_macs = larger(a.m * kTileRows * cols, 1);
   parallel_for(tile_count(a.n), ceil_div(kMinTaskMacs, tile_macs), [&](int64_t begin, int64_t end) {
@@ -316,8 +316,8 @@ void multiply_chunk(const PackedGemmArgs& a, const RowBlocks& rows, const float*
 template <int kBits>
 void multiply_many_rows(const PackedGemmArgs& a) {
   const RowBlocks rows(a.m, kManyRows);
-  const Scratch packed(a.m * a.k * static_cast<int64_t>(sizeof(float)));
-  float* x = packed.as<float>();
+  Scratch packed(a.m * a.k);
+  float* x = packed.take(a.m * a.k);
   pack_rows(a, rows, x);
   const int64_t tiles = tile_count(a.n), tile_macs = larger(a.m * kTileRows * a.k, 1);
   // Several tasks per thread even out their ends.
@@ -325,9 +325,11 @@ void multiply_many_rows(const PackedGemmArgs& a) {
   const int64_t grain =
       larger(smaller(kChunkTiles, (share + 1) / 2 * 2), ceil_div(kMinTaskMacs, tile_macs));
   parallel_for(tiles, grain, [&](int64_t begin, int64_t end) {
-    const Scratch panel(kChunkTiles * kChainCols * kTileRows * static_cast<int64_t>(sizeof(float)));
+    constexpr int64_t kPanelFloats = kChunkTiles * kChainCols * kTileRows;
+    Scratch scratch(kPanelFloats);
+    float* panel = scratch.take(kPanelFloats);
     for (int64_t tile = begin; tile < end; tile += kChunkTiles)
-      multiply_chunk<kBits>(a, rows, x, tile, smaller(tile + kChunkTiles, end), panel.as<float>());
+      multiply_chunk<kBits>(a, rows, x, tile, smaller(tile + kChunkTiles, end), panel);
   });
 }
 
@@ -346,7 +348,7 @@ constexpr void (*kByBits[])(const PackedGemmArgs&) = {
 }  // namespace
 }  // namespace mmq::cpu::avx2
 
-#include "cpu/avx2_end.h"
+MMQ_AVX2_END
 
 namespace mmq::cpu::avx2 {
 

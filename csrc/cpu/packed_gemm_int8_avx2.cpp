@@ -11,8 +11,6 @@
 // block: a chunk of tiles is unpacked to bytes in the L2 cache, then multiplied 6 rows by 2 tiles.
 #if defined(__x86_64__)
 
-#include <immintrin.h>
-
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -20,8 +18,10 @@
 
 #include "cpu/kernels.h"
 #include "cpu/layout.h"
+#include "cpu/packed_gemm_avx2.h"
 #include "cpu/parallel.h"
 #include "cpu/scratch.h"
+#include "cpu/target_avx2.h"
 
 namespace mmq::cpu::avx2 {
 namespace {
@@ -66,8 +66,7 @@ std::vector<Segment> make_segments(const PackedGemmArgs& a) {
 }  // namespace
 }  // namespace mmq::cpu::avx2
 
-#include "cpu/avx2_begin.h"
-#include "cpu/packed_gemm_avx2.h"
+MMQ_AVX2_BEGIN
 
 namespace mmq::cpu::avx2 {
 namespace {
@@ -438,11 +437,12 @@ void multiply(const PackedGemmArgs& a, const Segment* segments, int64_t segment_
   Activations x{RowBlocks(a.m, few ? kFewRows : kManyRows), segments, segment_count, 0, {}, {}, {}};
   if (segment_count > 0)
     x.quads = segments[segment_count - 1].x_quad + segments[segment_count - 1].quads;
-  const int64_t code_bytes = ceil_div(a.m * x.quads * kXQuadBytes<kBits>, 64) * 64;
-  const Scratch memory(code_bytes + a.m * segment_count * 2 * static_cast<int64_t>(sizeof(float)));
-  x.codes = memory.as<uint8_t>();
-  x.scales = reinterpret_cast<float*>(x.codes + code_bytes);
-  x.sums = x.scales + a.m * segment_count;
+  const int64_t code_floats = ceil_div(a.m * x.quads * kXQuadBytes<kBits>, sizeof(float));
+  const int64_t scale_floats = a.m * segment_count;
+  Scratch memory(Scratch::padded(code_floats) + 2 * Scratch::padded(scale_floats));
+  x.codes = reinterpret_cast<uint8_t*>(memory.take(code_floats));
+  x.scales = memory.take(scale_floats);
+  x.sums = memory.take(scale_floats);
   quantize_rows<kBits>(a, x);
 
   const int64_t tiles = tile_count(a.n);
@@ -459,9 +459,11 @@ void multiply(const PackedGemmArgs& a, const Segment* segments, int64_t segment_
   const int64_t grain =
       larger(smaller(chunk, ceil_div(share, kPanelTiles) * kPanelTiles), min_tiles);
   parallel_for(tiles, grain, [&](int64_t begin, int64_t end) {
-    const Scratch panel(smaller(chunk, end - begin) * tile_codes);
+    const int64_t panel_floats = smaller(chunk, end - begin) * tile_codes / sizeof(float);
+    Scratch scratch(panel_floats);
+    uint8_t* panel = reinterpret_cast<uint8_t*>(scratch.take(panel_floats));
     for (int64_t tile = begin; tile < end; tile += chunk)
-      multiply_panel<kBits>(a, x, tile, smaller(tile + chunk, end), panel.as<uint8_t>());
+      multiply_panel<kBits>(a, x, tile, smaller(tile + chunk, end), panel);
   });
 }
 
@@ -472,7 +474,7 @@ constexpr Multiply kByBits[] = {multiply<2>, multiply<3>, multiply<4>, multiply<
 }  // namespace
 }  // namespace mmq::cpu::avx2
 
-#include "cpu/avx2_end.h"
+MMQ_AVX2_END
 
 namespace mmq::cpu::avx2 {
 

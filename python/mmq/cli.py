@@ -43,9 +43,13 @@ def _model_folder(name: str) -> Path:
 
 def _load(name: str) -> tuple[nn.Module, Any]:
     from mmq.checkpoint import load, load_processor
+    from mmq.errors import MmqError
 
     folder = _model_folder(name)
-    return load(folder), load_processor(folder)
+    processor = load_processor(folder)
+    if processor is None:
+        raise MmqError(f"{folder}: expected a processor beside the model, got none")
+    return load(folder), processor
 
 
 def _inspect(args: argparse.Namespace) -> None:
@@ -94,10 +98,9 @@ def _quantize(args: argparse.Namespace) -> None:
     if out.exists() and not args.overwrite:
         raise MmqError(f"out: expected a new folder (or --overwrite), got {out}")
     recipe = _recipe(args)
-    folder = _model_folder(args.model)
     model, processor = _load(args.model)
     samples = calibration_samples(
-        folder, model, processor, data=args.data, count=recipe.calibration.samples, seed=recipe.seed
+        model, processor, data=_data(args), count=recipe.calibration.samples, seed=recipe.seed
     )
     manifest = mmq.quantize(
         model,
@@ -111,6 +114,10 @@ def _quantize(args: argparse.Namespace) -> None:
     print(f"saved to {out}")
 
 
+def _data(args: argparse.Namespace) -> Any:
+    return "tiny" if args.data == "tiny" else Path(args.data)
+
+
 def _eval(args: argparse.Namespace) -> None:
     from mmq_evals.run import evaluate, format_result, tasks_for
 
@@ -121,7 +128,7 @@ def _eval(args: argparse.Namespace) -> None:
         processor,
         tasks,
         out_dir=Path(args.out),
-        data="tiny" if args.data == "tiny" else Path(args.data),
+        data=_data(args),
         limit=args.limit,
         batch_size=args.batch_size,
         reference=None if args.reference is None else Path(args.reference),
