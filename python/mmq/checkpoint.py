@@ -140,6 +140,9 @@ def _write(model: Any, target: Path, processor: Any, manifest: Manifest | None) 
     config["architectures"] = [type(model).__name__]
     config["dtype"] = str(model.dtype).removeprefix("torch.")
     config.pop("quantization_config", None)
+    for part in config.values():
+        if isinstance(part, dict):
+            part.pop("dtype", None)  # The loader writes it into the parts; the model's counts.
     layouts = {
         path: module.layout.to_dict()
         for path, module in model.named_modules()

@@ -9,6 +9,7 @@ produce, and the block's outputs with rounded weights are the next block's input
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -524,7 +525,7 @@ def _manifest(run: _Run, used: int | None, sample_ids: list[str] | None) -> Mani
         dense=dense,
         unlisted=unlisted_linears(run.model),
         untied=run.untied,
-        coverage=run.plan.coverage.to_dict(),
+        coverage=json.loads(json.dumps(run.plan.coverage.to_dict())),
         components=component_totals(run.records, dense),
         parameters=sizes.parameters,
         packed_weights=sizes.packed_weights,
