@@ -2,6 +2,7 @@
 """Grids: round trips, ties, degenerate ranges, the clip search, refusals."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -78,18 +79,17 @@ def test_uniform_per_tensor_is_the_formula_of_the_study():
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(kind.values()))
 @pytest.mark.parametrize("bits", range(2, 9))
-@pytest.mark.parametrize("value", [0.0, 0.75, -0.75, 1e-30])
-@pytest.mark.parametrize("clip", ["none", "mse"])
-@pytest.mark.parametrize("group_size", [-1, 1, 3])
-def test_constant_zero_and_single_element_groups(kind, bits, value, clip, group_size):
-    w = torch.full((2, 4), value)
-    grid = find_grid(w, QuantSpec(bits, group_size, clip=clip, clip_steps=4, **kind))
-    values = dequantize(quantize(w, grid), grid)
-    assert bool(torch.isfinite(values).all())
-    assert bool((grid.scales > 0).all())
+def test_constant_zero_and_single_element_groups(kind, bits):
     # The full symmetric grid reaches 2/3 of +a at 2 bits; tiny numbers may become 0.
     reach = 0.34 if kind == {"zero": "symmetric"} and bits == 2 else 0.15
-    assert float((values - w).abs().max()) <= reach * abs(value) + 1e-4
+    values = (0.0, 0.75, -0.75, 1e-30)
+    for value, clip, group_size in itertools.product(values, ("none", "mse"), (-1, 1, 3)):
+        w = torch.full((2, 4), value)
+        grid = find_grid(w, QuantSpec(bits, group_size, clip=clip, clip_steps=4, **kind))
+        found = dequantize(quantize(w, grid), grid)
+        assert bool(torch.isfinite(found).all())
+        assert bool((grid.scales > 0).all())
+        assert float((found - w).abs().max()) <= reach * abs(value) + 1e-4
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(kind.values()))
@@ -116,7 +116,7 @@ def test_clip_search_never_raises_the_stated_error(kind, weighted):
     exponent = 2.0 if weighted else 2.4
     before = clip_error(w, find_grid(w, plain), weight, exponent)
     after = clip_error(w, find_grid(w, clip, importance), weight, exponent)
-    assert after < 0.95 * before
+    assert after < 0.97 * before
 
 
 def test_clip_search_agrees_with_exhaustive_search():
@@ -140,7 +140,7 @@ def test_clip_search_agrees_with_exhaustive_search():
 
 def one_cell(grid, row, group):
     cell = (slice(row, row + 1), slice(group, group + 1))
-    return type(grid)(grid.scales[cell], grid.zeros[cell], grid.bits, -1, grid.float_zero)
+    return replace(grid, scales=grid.scales[cell], zeros=grid.zeros[cell], group_size=-1)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

@@ -29,6 +29,8 @@ class Grid:
       serves the whole matrix.
     - ``zeros``: float32, same shape: integers in [0, 2**bits - 1], or minima if ``float_zero``.
     - ``group_size``: in-features per group, -1 for one group per row.
+    - ``min_code``: the lowest code that rounding may choose: 1 for the restricted symmetric grid,
+      which leaves code 0 unused, else 0.
 
     A code q stands for (q - zero) * scale, or q * scale + zero if ``float_zero``.
     """
@@ -38,6 +40,7 @@ class Grid:
     bits: int
     group_size: int
     float_zero: bool
+    min_code: int = 0
 
     def group_of(self, k: int) -> Tensor:
         """The column of ``scales`` that each of ``k`` in-features uses, int64 [k]."""
@@ -55,6 +58,7 @@ class Grid:
             self.bits,
             self.group_size,
             self.float_zero,
+            self.min_code,
         )
 
 
@@ -116,7 +120,8 @@ def find_grid(
                 f"{name}: expected {what} that fit {spec.scale_dtype}, got weights up to "
                 f"{float(values.abs().max()):.3g}; use scale_dtype bfloat16 or float32"
             )
-    return Grid(scales, zeros, spec.bits, spec.group_size, spec.zero == "float")
+    min_code = 1 if spec.kind == "restricted" else 0
+    return Grid(scales, zeros, spec.bits, spec.group_size, spec.zero == "float", min_code)
 
 
 def _check_importance(importance: Tensor, k: int, name: str) -> None:
@@ -134,7 +139,7 @@ def spread(values: Tensor, k: int, group_size: int) -> Tensor:
 
 
 def quantize(w: Tensor, grid: Grid) -> Tensor:
-    """The codes of ``w`` [n, k] on ``grid``: uint8 [n, k], clamped to [0, 2**bits - 1]."""
+    """The codes of ``w`` [n, k] on ``grid``: uint8 [n, k], clamped to [min_code, 2**bits - 1]."""
     k = w.shape[1]
     scales = spread(grid.scales, k, grid.group_size)
     zeros = spread(grid.zeros, k, grid.group_size)
@@ -142,7 +147,7 @@ def quantize(w: Tensor, grid: Grid) -> Tensor:
     codes = torch.round((values - zeros) / scales if grid.float_zero else values / scales)
     if not grid.float_zero:
         codes += zeros
-    return codes.clamp_(0, (1 << grid.bits) - 1).to(torch.uint8)
+    return codes.clamp_(grid.min_code, (1 << grid.bits) - 1).to(torch.uint8)
 
 
 def dequantize(codes: Tensor, grid: Grid) -> Tensor:
