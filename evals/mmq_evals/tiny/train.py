@@ -248,6 +248,8 @@ def _fit(
     seed: int,
 ) -> list[float]:
     """Minimise ``loss`` over the modules' trainable parameters; its mean of each hundred steps."""
+    if stage.steps == 0:
+        return []
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         parameters, stage.learning_rate, betas=(0.9, 0.98), weight_decay=stage.weight_decay
@@ -305,7 +307,8 @@ def train(
     def see(numbers: list[int]) -> Tensor:
         shown = [scene("train", number) for number in numbers]
         images = words.image_processor([render(drawn) for drawn in shown], return_tensors="pt")
-        return probe(tower(images["pixel_values"]).last_hidden_state, list(shown))
+        loss: Tensor = probe(tower(images["pixel_values"]).last_hidden_state, list(shown))
+        return loss
 
     features: list[Tensor] = []
 
