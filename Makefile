@@ -64,7 +64,7 @@ wheel: env
 
 # Installs the wheel into an empty environment per torch version and runs it there.
 wheel-check: wheel
-	$(PYTHON) tests/wheel_check.py --wheel dist/mmq-*.whl $(foreach t,$(TORCH),--torch "$(t)")
+	$(PYTHON) tests/wheel_check.py --wheel dist/mmq-*.whl $(foreach t,$(TORCH),--torch "$(t)") --full
 
 # The core's size, printed so that growth is noticed.
 lines:

@@ -5,11 +5,13 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cmath>
 #include <string>
 #include <vector>
 
 #include "checks.h"
 #include "cpu/kernels.h"
+#include "cpu/layout.h"
 #include "cpu/parallel.h"
 #include "packing.h"
 
@@ -49,6 +51,22 @@ void bind_unpack(uintptr_t words, int64_t rows, int64_t cols, int bits, uintptr_
   unpack(pointer<const uint32_t>(words), rows, cols, bits, pointer<uint8_t>(codes));
 }
 
+void bind_repack(uintptr_t words, int64_t n, int64_t k, int bits, uintptr_t tiles) {
+  check_bits("repack", bits);
+  check_size("repack", n);
+  check_size("repack", k);
+  py::gil_scoped_release release;
+  cpu::repack(pointer<const uint32_t>(words), n, k, bits, pointer<uint8_t>(tiles));
+}
+
+void bind_unrepack(uintptr_t tiles, int64_t n, int64_t k, int bits, uintptr_t words) {
+  check_bits("unrepack", bits);
+  check_size("unrepack", n);
+  check_size("unrepack", k);
+  py::gil_scoped_release release;
+  cpu::unrepack(pointer<const uint8_t>(tiles), n, k, bits, pointer<uint32_t>(words));
+}
+
 void bind_packed_gemm(uintptr_t x, uintptr_t tiles, uintptr_t affine, uintptr_t bias, uintptr_t y,
                       int64_t m, int64_t n, int64_t k, int64_t group_size, int bits, int mode) {
   check_bits("packed_gemm", bits);
@@ -65,19 +83,23 @@ void bind_packed_gemm(uintptr_t x, uintptr_t tiles, uintptr_t affine, uintptr_t 
 
 void bind_gptq_block(uintptr_t w, uintptr_t u, uintptr_t scales, uintptr_t zeros,
                      uintptr_t group_of, uintptr_t codes, uintptr_t errors, int64_t n, int64_t cols,
-                     int64_t groups, int bits, bool float_zero) {
+                     int64_t groups, int bits, bool float_zero, int min_code) {
   check_bits("gptq_block", bits);
+  check(min_code == 0 || min_code == 1, "gptq_block", "a min_code of 0 or 1", min_code);
   for (int64_t size : {n, cols, groups}) check_size("gptq_block", size);
   if (n == 0 || cols == 0) return;
   const int32_t* group = pointer<const int32_t>(group_of);
   for (int64_t i = 0; i < cols; ++i)
     check(group[i] >= 0 && group[i] < groups, "gptq_block", "group indices below the group count",
           group[i]);
+  const float* factor = pointer<const float>(u);
+  for (int64_t i = 0; i < cols; ++i)
+    check(factor[i * cols + i] > 0.f && std::isfinite(factor[i * cols + i]), "gptq_block",
+          "a factor with a positive, finite diagonal", factor[i * cols + i]);
   py::gil_scoped_release release;
-  cpu::kernels().gptq_block({pointer<const float>(w), pointer<const float>(u),
-                             pointer<const float>(scales), pointer<const float>(zeros), group,
-                             pointer<uint8_t>(codes), pointer<float>(errors), n, cols, groups, bits,
-                             float_zero});
+  cpu::kernels().gptq_block({pointer<const float>(w), factor, pointer<const float>(scales),
+                             pointer<const float>(zeros), group, pointer<uint8_t>(codes),
+                             pointer<float>(errors), n, cols, groups, bits, float_zero, min_code});
 }
 
 void bind_awq_errors(uintptr_t w, uintptr_t candidates, uintptr_t factor, uintptr_t errors,
@@ -129,6 +151,8 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "mmq kernels over raw pointers; call them through mmq_ext.ops.";
   m.def("pack", &bind_pack);
   m.def("unpack", &bind_unpack);
+  m.def("repack", &bind_repack);
+  m.def("unrepack", &bind_unrepack);
   m.def("packed_gemm", &bind_packed_gemm);
   m.def("gptq_block", &bind_gptq_block);
   m.def("awq_errors", &bind_awq_errors);

@@ -3,6 +3,8 @@
 
 def pack(codes: int, rows: int, cols: int, bits: int, words: int) -> None: ...
 def unpack(words: int, rows: int, cols: int, bits: int, codes: int) -> None: ...
+def repack(words: int, n: int, k: int, bits: int, tiles: int) -> None: ...
+def unrepack(tiles: int, n: int, k: int, bits: int, words: int) -> None: ...
 def packed_gemm(
     x: int,
     tiles: int,
@@ -29,6 +31,7 @@ def gptq_block(
     groups: int,
     bits: int,
     float_zero: bool,
+    min_code: int,
 ) -> None: ...
 def awq_errors(
     w: int,

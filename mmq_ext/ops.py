@@ -113,31 +113,110 @@ def unpack(words: Tensor, bits: int, cols: int) -> Tensor:
     return torch.ops.mmq.unpack(words, bits, cols)  # type: ignore[no-any-return]
 
 
+def check_unused_bits(words: Tensor, bits: int, cols: int) -> None:
+    """Refuses packed rows whose last word has a bit set beyond the last code.
+
+    The kernels ignore such bits, but a file that has them was not written by :func:`pack`: read
+    files strictly. Raises ValueError that names the first such row.
+    """
+    _unpack_out(words, bits, cols)
+    used = cols * bits % 32
+    if used and words.shape[0]:
+        dirty = (words[:, -1].to(torch.int64) & 0xFFFFFFFF) >> used != 0
+        if bool(dirty.any()):
+            row = int(dirty.nonzero()[0])
+            wanted = f"zero bits from bit {used} on in the last word of each row"
+            _require(
+                False, "unpack", wanted, f"{int(words[row, -1]) & 0xFFFFFFFF:#010x} in row {row}"
+            )
+
+
 _register("pack(Tensor codes, int bits) -> Tensor", _pack_cpu, _pack_out)
 _register("unpack(Tensor words, int bits, int cols) -> Tensor", _unpack_cpu, _unpack_out)
 
 
 # --- repack -----------------------------------------------------------------------------------
 
+TILE_ROWS: Final = 8  # output rows interleaved in the kernels' layout (csrc/cpu/layout.h)
+BLOCK_COLS: Final = 32  # in-features of a block; a block of width b takes 32 * b bytes
+
+
+def tiles_bytes(n: int, k: int, bits: int) -> int:
+    """Bytes of the kernels' layout of [n, k] codes: rows padded to 8, columns to 32."""
+    return -(-n // TILE_ROWS) * -(-k // BLOCK_COLS) * BLOCK_COLS * bits
+
+
+def affine_floats(n: int, groups: int) -> int:
+    """Number of float32 values that :func:`repack_affine` makes of [n, groups] scales."""
+    return -(-n // TILE_ROWS) * TILE_ROWS * groups * 2
+
+
+def _repack_out(qweight: Tensor, bits: int, k: int) -> Tensor:
+    _check_bits("repack", bits)
+    _require(k >= 0, "repack", "k of 0 or more", k)
+    _check("repack", "qweight", qweight, torch.int32, None, row_words(k, bits))
+    return qweight.new_empty((tiles_bytes(qweight.shape[0], k, bits),), dtype=torch.uint8)
+
+
+def _repack_cpu(qweight: Tensor, bits: int, k: int) -> Tensor:
+    tiles = _repack_out(qweight, bits, k)
+    qweight = qweight.contiguous()
+    _C.repack(qweight.data_ptr(), qweight.shape[0], k, bits, tiles.data_ptr())
+    return tiles
+
 
 def repack(qweight: Tensor, bits: int, k: int) -> Tensor:
-    """Canonical stream int32 [n, words] to the layout the kernels of this device read (uint8)."""
-    _check("repack", "qweight", qweight, torch.int32, None, row_words(k, bits))
-    return qweight.contiguous().view(-1).view(torch.uint8).clone()
+    """Canonical stream, int32 [n, ceil(k * bits / 32)], to the layout that the kernels read.
+
+    Returns uint8 [:func:`tiles_bytes`]: 8 rows interleaved, bit planes (csrc/cpu/layout.h).
+    """
+    return torch.ops.mmq.repack(qweight, bits, k)  # type: ignore[no-any-return]
+
+
+def _unrepack_out(tiles: Tensor, bits: int, n: int, k: int) -> Tensor:
+    _check_bits("unrepack", bits)
+    _require(n >= 0, "unrepack", "n of 0 or more", n)
+    _require(k >= 0, "unrepack", "k of 0 or more", k)
+    _check("unrepack", "tiles", tiles, torch.uint8, tiles_bytes(n, k, bits))
+    return tiles.new_empty((n, row_words(k, bits)), dtype=torch.int32)
+
+
+def _unrepack_cpu(tiles: Tensor, bits: int, n: int, k: int) -> Tensor:
+    words = _unrepack_out(tiles, bits, n, k)
+    tiles = tiles.contiguous()
+    _C.unrepack(tiles.data_ptr(), n, k, bits, words.data_ptr())
+    return words
 
 
 def unrepack(tiles: Tensor, bits: int, n: int, k: int) -> Tensor:
     """The inverse of :func:`repack`, bitwise: back to int32 [n, ceil(k * bits / 32)]."""
-    return tiles.view(torch.int32).view(n, row_words(k, bits)).clone()
+    return torch.ops.mmq.unrepack(tiles, bits, n, k)  # type: ignore[no-any-return]
+
+
+_register("repack(Tensor qweight, int bits, int k) -> Tensor", _repack_cpu, _repack_out)
+_register("unrepack(Tensor tiles, int bits, int n, int k) -> Tensor", _unrepack_cpu, _unrepack_out)
 
 
 def repack_affine(scales: Tensor, minima: Tensor) -> Tensor:
     """Scales and minima, float32 [n, G] each (w = code * scale + minimum), in the kernels' order.
 
     For an integer zero z the minimum is -z * scale, which fp32 holds exactly for fp16 and bf16
-    scales.
+    scales. Returns float32 [:func:`affine_floats`], ordered [tile][group][scale, minimum][8 rows];
+    rows beyond n are zero.
     """
-    return torch.stack((scales, minima), dim=-1).contiguous().view(-1)
+    _check("repack_affine", "scales", scales, torch.float32, None, None)
+    _check("repack_affine", "minima", minima, torch.float32, *scales.shape)
+    n, groups = scales.shape
+    both = torch.stack((scales, minima), dim=1)
+    both = torch.nn.functional.pad(both, (0, 0, 0, 0, 0, -n % TILE_ROWS))
+    return both.view(-1, TILE_ROWS, 2, groups).permute(0, 3, 2, 1).reshape(-1)
+
+
+def unrepack_affine(affine: Tensor, n: int, groups: int) -> tuple[Tensor, Tensor]:
+    """The inverse of :func:`repack_affine`: (scales, minima), float32 [n, groups] each."""
+    _check("unrepack_affine", "affine", affine, torch.float32, affine_floats(n, groups))
+    both = affine.view(-1, groups, 2, TILE_ROWS).permute(2, 0, 3, 1).reshape(2, -1, groups)
+    return both[0, :n].contiguous(), both[1, :n].contiguous()
 
 
 # --- packed_gemm ------------------------------------------------------------------------------
@@ -167,8 +246,9 @@ def _packed_gemm_out(
     k = x.shape[1]
     _require(group_size > 0, op, "a positive group size", group_size)
     _choice(op, "mode", mode, GEMM_MODES)
-    _check(op, "tiles", tiles, torch.uint8, None)
-    _check(op, "affine", affine, torch.float32, None)
+    _require(n >= 0, op, "n of 0 or more", n)
+    _check(op, "tiles", tiles, torch.uint8, tiles_bytes(n, k, bits))
+    _check(op, "affine", affine, torch.float32, affine_floats(n, group_count(k, group_size)))
     if bias is not None:
         _check(op, "bias", bias, bias.dtype, n)
     if perm is not None:
@@ -192,6 +272,7 @@ def _packed_gemm_cpu(
 ) -> Tensor:
     _packed_gemm_out(x, tiles, affine, bias, perm, in_scale, n, bits, group_size, mode)
     dtype = x.dtype
+    tiles, affine = tiles.contiguous(), affine.contiguous()
     x = x.float()
     if in_scale is not None:
         x = x / in_scale.float()
@@ -269,9 +350,11 @@ def _gptq_block_out(
     group_of: Tensor,
     bits: int,
     float_zero: bool,
+    min_code: int,
 ) -> tuple[Tensor, Tensor]:
     op = "gptq_block"
     _check_bits(op, bits)
+    _require(min_code in (0, 1), op, "a min_code of 0 or 1", min_code)
     _check(op, "w", w, torch.float32, None, None)
     n, cols = w.shape
     _check(op, "u", u, torch.float32, cols, cols)
@@ -289,8 +372,9 @@ def _gptq_block_cpu(
     group_of: Tensor,
     bits: int,
     float_zero: bool,
+    min_code: int,
 ) -> tuple[Tensor, Tensor]:
-    codes, errors = _gptq_block_out(w, u, scales, zeros, group_of, bits, float_zero)
+    codes, errors = _gptq_block_out(w, u, scales, zeros, group_of, bits, float_zero, min_code)
     w, u, scales, zeros = w.contiguous(), u.contiguous(), scales.contiguous(), zeros.contiguous()
     group_of = group_of.contiguous()
     _C.gptq_block(
@@ -306,6 +390,7 @@ def _gptq_block_cpu(
         scales.shape[1],
         bits,
         float_zero,
+        min_code,
     )
     return codes, errors
 
@@ -318,6 +403,7 @@ def gptq_block(
     group_of: Tensor,
     bits: int,
     float_zero: bool = False,
+    min_code: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """The column recursion of GPTQ inside one block (arXiv 2210.17323, algorithm 1).
 
@@ -329,18 +415,23 @@ def gptq_block(
       u: float32 [cols, cols], upper triangular with H^-1 = U^T U; the lower part is not read.
       scales, zeros: float32 [n, groups]; zeros are integers, or minima if ``float_zero``.
       group_of: int32 [cols], the column of ``scales`` that each column uses.
+      bits: 2..8.
+      float_zero: the grid is w = q * scale + zero instead of (q - zero) * scale.
+      min_code: 0, or 1 for the restricted symmetric grid, which leaves code 0 unused.
 
-    Returns (codes uint8 [n, cols], errors float32 [n, cols]). Bit-identical in all
-    implementations.
+    Returns (codes uint8 [n, cols], errors float32 [n, cols]), bit-identical in all
+    implementations. Rows do not influence each other; a row with a NaN gets code ``min_code`` and
+    NaN errors from there on. Raises ValueError for a dtype or shape that does not fit, a group index
+    that is out of range, or a diagonal of u that is not positive and finite.
     """
     return torch.ops.mmq.gptq_block(  # type: ignore[no-any-return]
-        w, u, scales, zeros, group_of, bits, float_zero
+        w, u, scales, zeros, group_of, bits, float_zero, min_code
     )
 
 
 _register(
     "gptq_block(Tensor w, Tensor u, Tensor scales, Tensor zeros, Tensor group_of, int bits, "
-    "bool float_zero) -> (Tensor, Tensor)",
+    "bool float_zero, int min_code) -> (Tensor, Tensor)",
     _gptq_block_cpu,
     _gptq_block_out,
 )

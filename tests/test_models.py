@@ -7,10 +7,10 @@ import inspect
 import re
 
 import pytest
+import tiny_models as tiny
 import torch
 from torch import nn
 
-import tiny_models as tiny
 from mmq import models
 from mmq.errors import MmqError
 
@@ -236,10 +236,10 @@ def test_thirds_are_integer_thirds(n_blocks: int, sizes: tuple[int, int, int]) -
 
 def test_unknown_models_are_refused_with_the_list_of_known_ones() -> None:
     with pytest.raises(
-        MmqError, match="expected one of Blip2ForConditionalGeneration .*got Linear"
+        MmqError, match=r"expected one of Blip2ForConditionalGeneration .*got Linear"
     ):
         models.architecture_of(nn.Linear(2, 2))
-    with pytest.raises(MmqError, match="text_config.is_gated_act=False"):
+    with pytest.raises(MmqError, match=r"text_config\.is_gated_act=False"):
         models.resolve(tiny.blip2_t5(feed_forward_proj="relu"))
 
 
@@ -258,3 +258,25 @@ def test_a_row_without_a_match_is_an_error_that_names_it() -> None:
         MmqError, match=r"layer_norm1: expected a norm with 24 weights, got Identity"
     ):
         models.resolve(model)
+
+
+def test_packed_linears_resolve_like_dense_ones() -> None:
+    """A replaced linear has the sizes and an empty ``weight`` of the compute type."""
+
+    class Packed(nn.Module):
+        def __init__(self, dense: nn.Linear) -> None:
+            super().__init__()
+            self.in_features, self.out_features = dense.in_features, dense.out_features
+            self.bias = dense.bias
+
+        @property
+        def weight(self) -> torch.Tensor:
+            return torch.empty(0)
+
+    model = tiny.llava()
+    before = models.resolve(model)
+    for unit in before:
+        if unit.layer_type != "head":
+            parent, _, name = unit.path.rpartition(".")
+            setattr(model.get_submodule(parent), name, Packed(model.get_submodule(unit.path)))
+    assert models.resolve(model) == before

@@ -12,16 +12,15 @@ namespace {
 
 // d = w - Q(w * s) / s for one row.
 void row_error(const AwqErrorsArgs& a, const float* w, const float* s, float* scaled, float* d) {
-  const float top = static_cast<float>(max_code(a.bits));
-  const bool float_zero = a.kind == GridKind::kFloat;
+  const CodeRule rule = code_rule(a.bits, a.kind);
   for (int64_t j = 0; j < a.k; ++j) scaled[j] = w[j] * s[j];
   for (int64_t first = 0; first < a.k; first += a.group_size) {
     const int64_t last = std::min(first + a.group_size, a.k);
-    const auto [low, high] = std::minmax_element(scaled + first, scaled + last);
-    const GroupGrid grid = make_grid(*low, *high, a.bits, a.kind, a.scale_type);
+    const Range range = range_of(scaled + first, last - first);
+    const GroupGrid grid = make_grid(range.low, range.high, a.bits, a.kind, a.scale_type);
     for (int64_t j = first; j < last; ++j) {
-      const float code = code_of(scaled[j], grid, top, float_zero);
-      d[j] = w[j] - value_of(code, grid, float_zero) / s[j];
+      const float code = code_of(scaled[j], grid, rule);
+      d[j] = w[j] - value_of(code, grid, rule) / s[j];
     }
   }
 }

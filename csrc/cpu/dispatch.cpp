@@ -28,6 +28,10 @@ bool avx2::supported() {
   constexpr unsigned kAvx2 = 1u << 5;
   return (ebx & kAvx2) != 0;
 }
+
+void avx2::packed_gemm(const PackedGemmArgs& args) {
+  args.mode == GemmMode::kExact ? packed_gemm_exact(args) : packed_gemm_int8(args);
+}
 #endif
 
 namespace {
@@ -35,8 +39,8 @@ namespace {
 // Best first.
 const Kernels kTable[] = {
 #if defined(__x86_64__)
-    {"avx2", avx2::supported, scalar::packed_gemm, scalar::gptq_block, scalar::awq_errors,
-     scalar::grid_search},
+    {"avx2", avx2::supported, avx2::packed_gemm, avx2::gptq_block, avx2::awq_errors,
+     avx2::grid_search},
 #endif
     {"scalar", [] { return true; }, scalar::packed_gemm, scalar::gptq_block, scalar::awq_errors,
      scalar::grid_search},

@@ -69,8 +69,47 @@ struct GroupGrid {
   float zero;  // integer zero, 2^(b-1) if symmetric, or the minimum
 };
 
-// The grid of the range [lo, hi]. Degenerate ranges get scale 1 (a constant group is then exact
-// with a float zero, and an all-zero group with any other).
+// The codes a grid may use, and how a code becomes a value.
+struct CodeRule {
+  float lowest;     // 0, or 1 for the restricted grid, which leaves code 0 unused
+  float highest;    // 2^b - 1
+  bool float_zero;  // the zero is a minimum, not a code
+};
+
+inline CodeRule code_rule(int bits, GridKind kind) {
+  return {kind == GridKind::kRestricted ? 1.f : 0.f, static_cast<float>((1 << bits) - 1),
+          kind == GridKind::kFloat};
+}
+
+// The smallest and the largest of `count` >= 1 values; both NaN if any value is.
+struct Range {
+  float low;
+  float high;
+};
+
+inline Range range_of(const float* values, int64_t count) {
+  Range range{values[0], values[0]};
+  bool ordered = true;
+  for (int64_t i = 0; i < count; ++i) {
+    range.low = std::min(range.low, values[i]);
+    range.high = std::max(range.high, values[i]);
+    ordered &= values[i] == values[i];
+  }
+  if (ordered) return range;
+  return {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::quiet_NaN()};
+}
+
+// Keeps value within [low, high]. NaN and a zero of either sign become low when low is +0: the
+// operand order is that of the maxps and minps instructions.
+inline float clamped(float value, float low, float high) {
+  const float raised = value > low ? value : low;
+  return raised < high ? raised : high;
+}
+
+// The grid of the range [lo, hi]. A range of width 0 gets scale 1: an all-zero group is then exact,
+// and so is a constant group with a float zero, up to the rounding of the minimum. A scale beyond
+// the largest number of its type becomes infinite and a NaN range gives a NaN scale; the caller
+// refuses both.
 inline GroupGrid make_grid(float lo, float hi, int bits, GridKind kind, ScaleType type) {
   const float top = static_cast<float>((1 << bits) - 1);
   const float middle = static_cast<float>(1 << (bits - 1));
@@ -95,25 +134,31 @@ inline GroupGrid make_grid(float lo, float hi, int bits, GridKind kind, ScaleTyp
       scale = hi / (middle - 1.f);
       break;
   }
-  if (hi == lo) {
-    scale = 1.f;
-  } else {
-    scale = std::max(round_to(scale, type), smallest_normal(type));
-  }
-  if (kind == GridKind::kFloat) return {scale, round_to(lo, type)};
+  // std::max keeps its first operand when that is NaN.
+  scale = hi == lo ? 1.f : std::max(round_to(scale, type), smallest_normal(type));
+  if (kind == GridKind::kFloat) return {scale, round_to(lo, type) + 0.f};  // never -0
   if (kind != GridKind::kInteger) return {scale, middle};
-  return {scale, std::min(std::max(std::nearbyint(-lo / scale), 0.f), top)};
+  return {scale, clamped(std::nearbyint(-lo / scale), 0.f, top)};
 }
 
-// The code of w, as a float.
-inline float code_of(float w, GroupGrid grid, float top, bool float_zero) {
-  const float code = float_zero ? std::nearbyint((w - grid.zero) / grid.scale)
-                                : std::nearbyint(w / grid.scale) + grid.zero;
-  return std::min(std::max(code, 0.f), top);
+// Number of range shrink factors p = 1, 1 - 1/steps, ... that are not below 1 - shrink.
+inline int shrink_count(int steps, float shrink) {
+  return steps == 0 ? 1 : 1 + static_cast<int>(static_cast<double>(shrink) * steps + 1e-4);
 }
 
-inline float value_of(float code, GroupGrid grid, bool float_zero) {
-  return float_zero ? code * grid.scale + grid.zero : (code - grid.zero) * grid.scale;
+inline float shrink_factor(int index, int steps) {
+  return steps == 0 ? 1.f : 1.f - static_cast<float>(index) / static_cast<float>(steps);
+}
+
+// The code of w, as a float. NaN gets the lowest code.
+inline float code_of(float w, GroupGrid grid, CodeRule rule) {
+  const float code = rule.float_zero ? std::nearbyint((w - grid.zero) / grid.scale)
+                                     : std::nearbyint(w / grid.scale) + grid.zero;
+  return clamped(code, rule.lowest, rule.highest);
+}
+
+inline float value_of(float code, GroupGrid grid, CodeRule rule) {
+  return rule.float_zero ? code * grid.scale + grid.zero : (code - grid.zero) * grid.scale;
 }
 
 }  // namespace

@@ -23,7 +23,16 @@ enum class GemmMode : int {
   kInt8 = 1,   // activations quantized per row and group
 };
 
-// y[m, n] = x[m, k] . w[n, k]^T + bias, w = code * scale + minimum.
+// No fp32 sum of packed_gemm in exact mode is a chain of more additions than this before it is
+// added to the sum of such sums; the error bound of the tests counts on it.
+constexpr int64_t kChainCols = 256;
+
+// A fork costs some microseconds: packed_gemm gives a thread at least so many multiply-adds.
+constexpr int64_t kMinTaskMacs = 100000;
+
+// y[m, n] = x[m, k] . w[n, k]^T + bias, w = code * scale + minimum. In int8 mode x is quantized per
+// row and group: s_x = max|x| / 127, x_q = round_half_even(x / s_x); zeros stay zeros, and a row
+// with a NaN or an infinity gives NaN.
 struct PackedGemmArgs {
   const float* x;        // [m, k]
   const uint8_t* tiles;  // codes in the layout of layout.h
@@ -50,6 +59,7 @@ struct GptqBlockArgs {
   int64_t n, cols, groups;
   int bits;
   bool float_zero;
+  int min_code;  // lowest code: 0, or 1 for the restricted grid
 };
 
 // errors[c] = || (w - Q(w * s_c) / s_c) . factor^T ||_F^2 for every candidate s_c, where Q is the
@@ -114,6 +124,12 @@ void grid_search(const GridSearchArgs& args);
 #if defined(__x86_64__)
 namespace avx2 {
 bool supported();  // AVX2, FMA and F16C in the processor, and the OS saves the registers
+void packed_gemm(const PackedGemmArgs& args);
+void packed_gemm_exact(const PackedGemmArgs& args);
+void packed_gemm_int8(const PackedGemmArgs& args);
+void gptq_block(const GptqBlockArgs& args);
+void awq_errors(const AwqErrorsArgs& args);
+void grid_search(const GridSearchArgs& args);
 }  // namespace avx2
 #endif
 

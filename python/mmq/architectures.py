@@ -98,14 +98,19 @@ class Head:
 class Architecture:
     """One supported model class, with the conditions that its configuration must meet.
 
+    ``parts`` gives each parameter to a component: the longest matching path prefix decides.
     ``stacks`` are in the order of calibration: each reads what the ones before it produce.
+    ``passes`` are the extra arguments of the forward calls that one sample needs for every path of
+    the model to be run, one mapping (as pairs) per call.
     """
 
     name: str
     model_class: str
     requires: tuple[Condition, ...]
+    parts: tuple[tuple[str, Component], ...]
     stacks: tuple[Stack, ...]
     heads: tuple[Head, ...]
+    passes: tuple[tuple[tuple[str, object], ...], ...] = ((("use_cache", False),),)
 
 
 _RELU: Final[Condition] = ("activation_function", ("relu",))
@@ -299,10 +304,19 @@ _BLIP2_VISION: Final = Stack(
     "vision", "vision", "vision_model.encoder.layers", "vision_config", _EVA_VIT
 )
 
+_BLIP2_PARTS: Final[tuple[tuple[str, Component], ...]] = (
+    ("vision_model", "vision"),
+    ("query_tokens", "connector"),
+    ("qformer", "connector"),
+    ("language_projection", "connector"),
+    ("language_model", "language"),
+)
+
 _BLIP2_OPT: Final = Architecture(
     name="BLIP-2 captioning (OPT)",
     model_class="Blip2ForConditionalGeneration",
     requires=(("text_config.model_type", ("opt",)),),
+    parts=_BLIP2_PARTS,
     stacks=(
         _BLIP2_VISION,
         Stack("connector", "qformer", "qformer.encoder.layer", "qformer_config", _QFORMER_QUERY),
@@ -323,6 +337,7 @@ _BLIP2_T5: Final = Architecture(
         ("text_config.model_type", ("t5",)),
         ("text_config.is_gated_act", (True,)),
     ),
+    parts=_BLIP2_PARTS,
     stacks=(
         _BLIP2_VISION,
         Stack("connector", "qformer", "qformer.encoder.layer", "qformer_config", _QFORMER_QUERY),
@@ -353,6 +368,15 @@ _BLIP2_RETRIEVAL: Final = Architecture(
     name="BLIP-2 retrieval (ITC + ITM)",
     model_class="Blip2ForImageTextRetrieval",
     requires=(("qformer_config.use_qformer_text_input", (True,)),),
+    parts=(
+        ("vision_model", "vision"),
+        ("query_tokens", "connector"),
+        ("embeddings", "connector"),
+        ("qformer", "connector"),
+        ("vision_projection", "connector"),
+        ("text_projection", "connector"),
+        ("itm_head", "connector"),
+    ),
     stacks=(
         _BLIP2_VISION,
         Stack("connector", "qformer", "qformer.encoder.layer", "qformer_config", _QFORMER_TEXT),
@@ -362,6 +386,11 @@ _BLIP2_RETRIEVAL: Final = Architecture(
         Head("connector", "text_projection", after="qformer"),
         Head("connector", "itm_head", after="qformer"),
     ),
+    # Contrastive: an image-only and a text-only run of the Q-Former; matching: a joint run.
+    passes=(
+        (("use_image_text_matching_head", False),),
+        (("use_image_text_matching_head", True),),
+    ),
 )
 
 _LLAVA: Final = Architecture(
@@ -370,6 +399,12 @@ _LLAVA: Final = Architecture(
     requires=(
         ("vision_config.model_type", ("clip_vision_model",)),
         ("text_config.model_type", ("llama",)),
+    ),
+    parts=(
+        ("model.vision_tower", "vision"),
+        ("model.multi_modal_projector", "connector"),
+        ("model.language_model", "language"),
+        ("lm_head", "language"),
     ),
     stacks=(
         Stack(

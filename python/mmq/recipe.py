@@ -20,7 +20,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 
@@ -309,12 +309,26 @@ def parse_recipe(source: str | Mapping[str, Any]) -> Recipe:
     data = _parse_text(source) if isinstance(source, str) else source
     if not isinstance(data, Mapping):
         raise MmqError(f"recipe: expected a mapping of sections, got {type(data).__name__}")
+    _refuse_nulls(data, "")
     try:
         recipe = Recipe.model_validate(dict(data))
     except ValidationError as error:
         raise MmqError("; ".join(_explain(item) for item in error.errors())) from error
     _check_settings(recipe)
     return recipe
+
+
+def _refuse_nulls(value: object, where: str) -> None:
+    """An empty YAML value would read like an absent key; a section without keys is written {}."""
+    if value is None:
+        raise MmqError(f"{where}: expected a value or {{}}, got nothing")
+    items: Iterable[tuple[object, object]] = ()
+    if isinstance(value, Mapping):
+        items = value.items()
+    elif isinstance(value, (list, tuple)):
+        items = enumerate(value)
+    for key, child in items:
+        _refuse_nulls(child, f"{where}.{key}".lstrip("."))
 
 
 def _check_settings(recipe: Recipe) -> None:

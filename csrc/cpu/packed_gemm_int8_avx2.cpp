@@ -1,0 +1,488 @@
+// SPDX-License-Identifier: Apache-2.0
+// packed_gemm with activations quantized per row and group on AVX2. With integer sums per group,
+//   y = sum_groups s_x * (scale * sum(code * x_q) + minimum * sum(x_q)).
+//
+// maddubs multiplies unsigned codes by signed activations and adds neighbours into 16 bits, with
+// saturation. |pair| <= 2 * (2^b - 1) * 127, so 16-bit sums are safe for 8 additions up to 4 bits,
+// 4 at 5, 2 at 6 and 1 at 7; then madd(ones) widens. At 8 bits one pair may overflow: codes and
+// activations are widened to 16 bits first and madd adds straight into 32.
+//
+// Few rows: each tile is decoded in registers. Many rows, and groups that are no multiple of a
+// block: a chunk of tiles is unpacked to bytes in the L2 cache, then multiplied 6 rows by 2 tiles.
+#if defined(__x86_64__)
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "cpu/kernels.h"
+#include "cpu/layout.h"
+#include "cpu/packed_gemm_avx2.h"
+#include "cpu/parallel.h"
+#include "cpu/scratch.h"
+#include "cpu/target_avx2.h"
+
+namespace mmq::cpu::avx2 {
+namespace {
+
+// A run of columns of one group that is summed in integers. Where a group begins or ends inside a
+// quad, the two groups' segments both read that quad of codes, each with its own copy of the
+// activations, which is zero outside the segment.
+struct Segment {
+  int64_t group;
+  int64_t begin, end;  // columns
+  int64_t code_quad;   // first quad of codes
+  int64_t x_quad;      // first quad of quantized activations
+  int64_t quads;
+};
+
+// 32-bit sums hold 2^14 products of 255 * 127.
+constexpr int64_t kSegmentCols = int64_t{1} << 14;
+
+bool whole_blocks(const PackedGemmArgs& a) {
+  return a.group_size % kBlockCols == 0 || a.group_size >= a.k;
+}
+
+std::vector<Segment> make_segments(const PackedGemmArgs& a) {
+  std::vector<Segment> segments;
+  int64_t x_quad = 0;
+  for (int64_t begin = 0; begin < a.k;) {
+    const int64_t group = begin / a.group_size;
+    int64_t end = a.k;
+    if (a.k - begin > a.group_size - begin % a.group_size)
+      end = begin + a.group_size - begin % a.group_size;
+    if (end - begin > kSegmentCols) end = begin + kSegmentCols;
+    const int64_t code_quad = begin / kQuadCols;
+    int64_t quads = ceil_div(end, kQuadCols) - code_quad;
+    if (whole_blocks(a)) quads = ceil_div(quads, kBlockQuads) * kBlockQuads;
+    segments.push_back({group, begin, end, code_quad, x_quad, quads});
+    x_quad += quads;
+    begin = end;
+  }
+  return segments;
+}
+
+}  // namespace
+}  // namespace mmq::cpu::avx2
+
+MMQ_AVX2_BEGIN
+
+namespace mmq::cpu::avx2 {
+namespace {
+
+constexpr int kFewRows = 4;
+constexpr int kManyRows = 6;
+constexpr int kPanelTiles = 2;
+constexpr int64_t kPanelBytes = 256 * 1024;  // half of a 512 KB L2 cache
+
+template <int kBits>
+constexpr bool kWide = kBits == 8;
+// 16-bit additions before widening; see above.
+template <int kBits>
+constexpr int kRunQuads = kBits <= 4   ? 8
+                          : kBits == 5 ? 4
+                          : kBits == 6 ? 2
+                                       : 1;
+static_assert(8 * 2 * 15 * 127 <= 32767 && 4 * 2 * 31 * 127 <= 32767 && 2 * 2 * 63 * 127 <= 32767 &&
+              2 * 127 * 127 <= 32767);
+// Bytes of 4 quantized activations: int8 in order, or int16 in the order 0, 2, 1, 3, in which the
+// even and the odd bytes of a quad of codes come.
+template <int kBits>
+constexpr int kXQuadBytes = kWide<kBits> ? 8 : 4;
+
+// The quantized activations of a call, stored as RowBlocks says.
+struct Activations {
+  RowBlocks rows;
+  const Segment* segments;
+  int64_t segment_count;
+  int64_t quads;   // of one row
+  uint8_t* codes;  // [row block][quad][row][kXQuadBytes]
+  float* scales;   // [row block][segment][row]: s_x
+  float* sums;     // [row block][segment][row]: s_x * sum(x_q)
+};
+
+inline __m256i broadcast_dword(const void* from) {
+  int32_t value;
+  std::memcpy(&value, from, sizeof value);
+  return _mm256_set1_epi32(value);
+}
+
+// --- quantization of activations ---
+
+// s_x of x[begin, end): max|x| / 127, 0 for zeros, NaN if the maximum is not finite. As integers
+// the magnitudes order like the floats, with infinity and then NaN on top.
+float scale_of(const float* x, int64_t begin, int64_t end) {
+  const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
+  __m256i largest = _mm256_setzero_si256();
+  int64_t k = begin;
+  for (; k + 8 <= end; k += 8)
+    largest = _mm256_max_epi32(largest, _mm256_and_si256(load_vector(x + k), magnitude));
+  alignas(32) int32_t lanes[8];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), largest);
+  int32_t top = 0;
+  for (int32_t lane : lanes) top = lane > top ? lane : top;
+  for (; k < end; ++k) {
+    int32_t bits;
+    std::memcpy(&bits, x + k, sizeof bits);
+    bits &= 0x7fffffff;
+    top = bits > top ? bits : top;
+  }
+  if (top == 0) return 0.f;
+  if (top >= 0x7f800000) return std::numeric_limits<float>::quiet_NaN();
+  float value;
+  std::memcpy(&value, &top, sizeof value);
+  value /= 127.f;
+  // The smallest normal number keeps x / s_x below 128 for subnormal activations.
+  return value < std::numeric_limits<float>::min() ? std::numeric_limits<float>::min() : value;
+}
+
+// Writes code `at` (counted from the segment's first quad) of a row.
+template <int kBits>
+inline void put_code(uint8_t* to, int64_t stride, int64_t at, int code) {
+  uint8_t* quad = to + at / kQuadCols * stride;
+  if constexpr (kWide<kBits>) {
+    constexpr int kOrder[kQuadCols] = {0, 2, 1, 3};
+    const int16_t wide = static_cast<int16_t>(code);
+    std::memcpy(quad + kOrder[at % kQuadCols] * 2, &wide, sizeof wide);
+  } else {
+    quad[at % kQuadCols] = static_cast<uint8_t>(code);
+  }
+}
+
+// Quantizes one row of a segment; `to` is its first quad, quads are `stride` bytes apart. Returns
+// sum(x_q). Quads are zero before.
+template <int kBits>
+int32_t quantize(const float* x, const Segment& s, float scale, uint8_t* to, int64_t stride) {
+  const int64_t origin = s.code_quad * kQuadCols;
+  int32_t sum = 0;
+  int64_t k = s.begin;
+  const auto put = [&](int64_t stop) {
+    for (; k < stop; ++k) {
+      const int code = _mm_cvtss_si32(_mm_set_ss(x[k] / scale));
+      put_code<kBits>(to, stride, k - origin, code);
+      sum += code;
+    }
+  };
+  put(smaller(ceil_div(s.begin, kQuadCols) * kQuadCols, s.end));
+  const __m256 divisor = _mm256_set1_ps(scale);
+  __m256i sums = _mm256_setzero_si256();
+  for (; k + 8 <= s.end; k += 8) {
+    const __m256i codes = _mm256_cvtps_epi32(_mm256_div_ps(_mm256_loadu_ps(x + k), divisor));
+    sums = _mm256_add_epi32(sums, codes);
+    const __m128i words =
+        _mm_packs_epi32(_mm256_castsi256_si128(codes), _mm256_extracti128_si256(codes, 1));
+    uint8_t* quad = to + (k - origin) / kQuadCols * stride;
+    if constexpr (kWide<kBits>) {
+      constexpr int kEvenFirst = _MM_SHUFFLE(3, 1, 2, 0);
+      const __m128i ordered =
+          _mm_shufflehi_epi16(_mm_shufflelo_epi16(words, kEvenFirst), kEvenFirst);
+      _mm_storel_epi64(reinterpret_cast<__m128i*>(quad), ordered);
+      _mm_storel_epi64(reinterpret_cast<__m128i*>(quad + stride),
+                       _mm_unpackhi_epi64(ordered, ordered));
+    } else {
+      const __m128i bytes = _mm_packs_epi16(words, words);
+      const int32_t low = _mm_cvtsi128_si32(bytes), high = _mm_extract_epi32(bytes, 1);
+      std::memcpy(quad, &low, sizeof low);
+      std::memcpy(quad + stride, &high, sizeof high);
+    }
+  }
+  put(s.end);
+  alignas(32) int32_t lanes[8];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), sums);
+  for (int32_t lane : lanes) sum += lane;
+  return sum;
+}
+
+template <int kBits>
+void quantize_block(const PackedGemmArgs& a, const Activations& x, int64_t block) {
+  const int64_t first = x.rows.begin(block), count = x.rows.rows(block);
+  const int64_t stride = count * kXQuadBytes<kBits>;
+  uint8_t* codes = x.codes + first * x.quads * kXQuadBytes<kBits>;
+  std::memset(codes, 0, static_cast<size_t>(x.quads * stride));
+  for (int64_t row = 0; row < count; ++row) {
+    const float* from = a.x + (first + row) * a.k;
+    for (int64_t i = 0; i < x.segment_count; ++i) {
+      const Segment& s = x.segments[i];
+      const int64_t begin = s.group * a.group_size;
+      const float scale = scale_of(from, begin, smaller(begin + a.group_size, a.k));
+      int32_t sum = 0;
+      if (scale > 0)  // neither a group of zeros nor NaN
+        sum = quantize<kBits>(from, s, scale, codes + s.x_quad * stride + row * kXQuadBytes<kBits>,
+                              stride);
+      const int64_t at = first * x.segment_count + i * count + row;
+      x.scales[at] = scale;
+      x.sums[at] = scale * static_cast<float>(sum);
+    }
+  }
+}
+
+template <int kBits>
+void quantize_rows(const PackedGemmArgs& a, const Activations& x) {
+  parallel_for(x.rows.count, 1 + kMinTaskMacs / (8 * kManyRows * a.k + 1),
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t block = begin; block < end; ++block)
+                   quantize_block<kBits>(a, x, block);
+               });
+}
+
+// --- products ---
+
+// What a kernel reads for one block of rows and one or two tiles.
+struct Operands {
+  const uint8_t* codes;  // few rows: a tile; many rows: bytes, [tile][quad][32]
+  int64_t codes_stride;  // bytes from one tile to the next
+  const float* affine;   // [tile][group][scale, minimum][8]
+  int64_t affine_stride;
+  const uint8_t* x;
+  const float* x_scales;
+  const float* x_sums;
+  const Segment* segments;
+  int64_t segment_count;
+};
+
+// Ends a segment: out += s_x * (scale * products + minimum * sum(x_q)).
+template <int kRows, int kTiles>
+inline void scale_products(const Operands& a, int64_t segment, const __m256i (*products)[kTiles],
+                           __m256 (*out)[kTiles]) {
+  const float* affine = a.affine + a.segments[segment].group * kAffineFloats;
+#pragma GCC unroll 2
+  for (int tile = 0; tile < kTiles; ++tile) {
+    const __m256 scale = _mm256_loadu_ps(affine + tile * a.affine_stride);
+    const __m256 minimum = _mm256_loadu_ps(affine + tile * a.affine_stride + kTileRows);
+#pragma GCC unroll 6
+    for (int row = 0; row < kRows; ++row) {
+      const __m256 x_scale = _mm256_broadcast_ss(a.x_scales + segment * kRows + row);
+      const __m256 x_sum = _mm256_broadcast_ss(a.x_sums + segment * kRows + row);
+      const __m256 scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(products[row][tile]), x_scale);
+      out[row][tile] =
+          _mm256_fmadd_ps(x_sum, minimum, _mm256_fmadd_ps(scaled, scale, out[row][tile]));
+    }
+  }
+}
+
+// products[row][tile] += the dot products of `count` <= kRunQuads<kBits> quads; codes(quad, tile)
+// yields a vector of codes, x points to the first quad.
+template <int kBits, int kRows, int kTiles, class Codes>
+inline __attribute__((always_inline)) void add_run(int count, const Codes& codes, const uint8_t* x,
+                                                   __m256i (*products)[kTiles]) {
+  if constexpr (kWide<kBits>) {
+    const __m256i even_bytes = _mm256_set1_epi16(0xff);
+    __m256i even[kTiles], odd[kTiles];
+#pragma GCC unroll 2
+    for (int tile = 0; tile < kTiles; ++tile) {
+      const __m256i quad = codes(0, tile);
+      even[tile] = _mm256_and_si256(quad, even_bytes);
+      odd[tile] = _mm256_srli_epi16(quad, 8);
+    }
+#pragma GCC unroll 6
+    for (int row = 0; row < kRows; ++row) {
+      const __m256i x_even = broadcast_dword(x + row * 8), x_odd = broadcast_dword(x + row * 8 + 4);
+#pragma GCC unroll 2
+      for (int tile = 0; tile < kTiles; ++tile)
+        products[row][tile] = _mm256_add_epi32(
+            products[row][tile], _mm256_add_epi32(_mm256_madd_epi16(even[tile], x_even),
+                                                  _mm256_madd_epi16(odd[tile], x_odd)));
+    }
+  } else {
+    __m256i sums[kRows][kTiles];
+#pragma GCC unroll 8
+    for (int quad = 0; quad < count; ++quad) {
+      __m256i w[kTiles];
+#pragma GCC unroll 2
+      for (int tile = 0; tile < kTiles; ++tile) w[tile] = codes(quad, tile);
+#pragma GCC unroll 6
+      for (int row = 0; row < kRows; ++row) {
+        const __m256i value = broadcast_dword(x + (quad * kRows + row) * 4);
+#pragma GCC unroll 2
+        for (int tile = 0; tile < kTiles; ++tile) {
+          const __m256i pairs = _mm256_maddubs_epi16(w[tile], value);
+          sums[row][tile] = quad == 0 ? pairs : _mm256_add_epi16(sums[row][tile], pairs);
+        }
+      }
+    }
+    const __m256i ones = _mm256_set1_epi16(1);
+#pragma GCC unroll 6
+    for (int row = 0; row < kRows; ++row)
+#pragma GCC unroll 2
+      for (int tile = 0; tile < kTiles; ++tile)
+        products[row][tile] =
+            _mm256_add_epi32(products[row][tile], _mm256_madd_epi16(sums[row][tile], ones));
+  }
+}
+
+// One tile, decoded in registers. Segments are whole blocks.
+template <int kBits, int kRows>
+void few_rows(const Operands& a, __m256 (*out)[1]) {
+  constexpr int kRun = kRunQuads<kBits>;
+  const uint8_t* block = a.codes;
+  const uint8_t* x = a.x;
+  for (int64_t segment = 0; segment < a.segment_count; ++segment) {
+    __m256i products[kRows][1] = {};
+    for (int64_t left = a.segments[segment].quads; left > 0; left -= kBlockQuads) {
+      __m256i quads[kBlockQuads];
+      decode_block<kBits>(block, quads);
+#pragma GCC unroll 8
+      for (int quad = 0; quad < kBlockQuads; quad += kRun) {
+        add_run<kBits, kRows, 1>(kRun, [&](int i, int) { return quads[quad + i]; }, x, products);
+        x += kRun * kRows * kXQuadBytes<kBits>;
+      }
+      block += block_bytes(kBits);
+    }
+    scale_products<kRows, 1>(a, segment, products, out);
+  }
+}
+
+// kTiles tiles of unpacked bytes.
+template <int kBits, int kRows, int kTiles>
+void many_rows(const Operands& a, __m256 (*out)[kTiles]) {
+  constexpr int kRun = kRunQuads<kBits>;
+  const uint8_t* x = a.x;
+  for (int64_t segment = 0; segment < a.segment_count; ++segment) {
+    __m256i products[kRows][kTiles] = {};
+    const uint8_t* w = a.codes + a.segments[segment].code_quad * kQuadBytes;
+    int64_t left = a.segments[segment].quads;
+    const auto codes = [&](int quad, int tile) {
+      return load_vector(w + tile * a.codes_stride + quad * kQuadBytes);
+    };
+    for (; left >= kRun; left -= kRun) {
+      add_run<kBits, kRows, kTiles>(kRun, codes, x, products);
+      w += kRun * kQuadBytes;
+      x += kRun * kRows * kXQuadBytes<kBits>;
+    }
+    for (; left > 0; --left) {
+      add_run<kBits, kRows, kTiles>(1, codes, x, products);
+      w += kQuadBytes;
+      x += kRows * kXQuadBytes<kBits>;
+    }
+    scale_products<kRows, kTiles>(a, segment, products, out);
+  }
+}
+
+template <int kBits, int kRows, int kTiles, bool kPanel>
+void run_kernel(const PackedGemmArgs& a, const Operands& operands, int64_t row, int64_t tile) {
+  __m256 out[kRows][kTiles] = {};
+  if constexpr (kPanel)
+    many_rows<kBits, kRows, kTiles>(operands, out);
+  else
+    few_rows<kBits, kRows>(operands, out);
+  for (int i = 0; i < kRows; ++i)
+    for (int j = 0; j < kTiles; ++j) store_outputs(a, row + i, tile + j, out[i][j]);
+}
+
+using Kernel = void (*)(const PackedGemmArgs&, const Operands&, int64_t, int64_t);
+template <int kBits>
+constexpr Kernel kFewRowsKernels[kFewRows] = {
+    run_kernel<kBits, 1, 1, false>, run_kernel<kBits, 2, 1, false>, run_kernel<kBits, 3, 1, false>,
+    run_kernel<kBits, 4, 1, false>};
+template <int kBits>
+constexpr Kernel kPanelKernels[kPanelTiles][kManyRows] = {
+    {run_kernel<kBits, 1, 1, true>, run_kernel<kBits, 2, 1, true>, run_kernel<kBits, 3, 1, true>,
+     run_kernel<kBits, 4, 1, true>, run_kernel<kBits, 5, 1, true>, run_kernel<kBits, 6, 1, true>},
+    {run_kernel<kBits, 1, 2, true>, run_kernel<kBits, 2, 2, true>, run_kernel<kBits, 3, 2, true>,
+     run_kernel<kBits, 4, 2, true>, run_kernel<kBits, 5, 2, true>, run_kernel<kBits, 6, 2, true>}};
+
+template <int kBits>
+Operands operands_of(const PackedGemmArgs& a, const Activations& x, int64_t block, int64_t tile,
+                     const uint8_t* codes, int64_t codes_stride) {
+  const int64_t first = x.rows.begin(block);
+  const int64_t affine_stride = group_count(a.k, a.group_size) * kAffineFloats;
+  return {codes,
+          codes_stride,
+          a.affine + tile * affine_stride,
+          affine_stride,
+          x.codes + first * x.quads * kXQuadBytes<kBits>,
+          x.scales + first * x.segment_count,
+          x.sums + first * x.segment_count,
+          x.segments,
+          x.segment_count};
+}
+
+template <int kBits>
+void multiply_tiles(const PackedGemmArgs& a, const Activations& x, int64_t begin, int64_t end) {
+  for (int64_t tile = begin; tile < end; ++tile) {
+    const uint8_t* codes = a.tiles + tile * tile_bytes(a.k, kBits);
+    for (int64_t block = 0; block < x.rows.count; ++block)
+      kFewRowsKernels<kBits>[x.rows.rows(block) - 1](
+          a, operands_of<kBits>(a, x, block, tile, codes, 0), x.rows.begin(block), tile);
+  }
+}
+
+// Tiles [begin, end) by way of a panel of bytes that holds them all.
+template <int kBits>
+void multiply_panel(const PackedGemmArgs& a, const Activations& x, int64_t begin, int64_t end,
+                    uint8_t* panel) {
+  const int64_t blocks = block_count(a.k), stride = blocks * kBlockCodes;
+  for (int64_t i = 0; i < (end - begin) * blocks; ++i) {
+    __m256i quads[kBlockQuads];
+    decode_block<kBits>(a.tiles + (begin * blocks + i) * block_bytes(kBits), quads);
+#pragma GCC unroll 8
+    for (int quad = 0; quad < kBlockQuads; ++quad)
+      _mm256_store_si256(reinterpret_cast<__m256i*>(panel + i * kBlockCodes + quad * kQuadBytes),
+                         quads[quad]);
+  }
+  for (int64_t block = 0; block < x.rows.count; ++block) {
+    for (int64_t tile = begin; tile < end; tile += kPanelTiles) {
+      const int64_t tiles = smaller(kPanelTiles, end - tile);
+      kPanelKernels<kBits>[tiles - 1][x.rows.rows(block) - 1](
+          a, operands_of<kBits>(a, x, block, tile, panel + (tile - begin)* stride, stride),
+          x.rows.begin(block), tile);
+    }
+  }
+}
+
+template <int kBits>
+void multiply(const PackedGemmArgs& a, const Segment* segments, int64_t segment_count) {
+  const bool few = a.m <= kFewRows && whole_blocks(a);
+  Activations x{RowBlocks(a.m, few ? kFewRows : kManyRows), segments, segment_count, 0, {}, {}, {}};
+  if (segment_count > 0)
+    x.quads = segments[segment_count - 1].x_quad + segments[segment_count - 1].quads;
+  const int64_t code_floats = ceil_div(a.m * x.quads * kXQuadBytes<kBits>, sizeof(float));
+  const int64_t scale_floats = a.m * segment_count;
+  Scratch memory(Scratch::padded(code_floats) + 2 * Scratch::padded(scale_floats));
+  x.codes = reinterpret_cast<uint8_t*>(memory.take(code_floats));
+  x.scales = memory.take(scale_floats);
+  x.sums = memory.take(scale_floats);
+  quantize_rows<kBits>(a, x);
+
+  const int64_t tiles = tile_count(a.n);
+  const int64_t min_tiles = ceil_div(kMinTaskMacs, larger(a.m * kTileRows * a.k, 1));
+  if (few) {
+    parallel_for(tiles, larger(min_tiles, 8),
+                 [&](int64_t begin, int64_t end) { multiply_tiles<kBits>(a, x, begin, end); });
+    return;
+  }
+  const int64_t tile_codes = larger(block_count(a.k) * kBlockCodes, 1);
+  const int64_t chunk = larger(kPanelBytes / tile_codes / kPanelTiles, 1) * kPanelTiles;
+  // Several tasks per thread even out their ends.
+  const int64_t share = ceil_div(tiles, int64_t{4} * max_threads());
+  const int64_t grain =
+      larger(smaller(chunk, ceil_div(share, kPanelTiles) * kPanelTiles), min_tiles);
+  parallel_for(tiles, grain, [&](int64_t begin, int64_t end) {
+    const int64_t panel_floats = smaller(chunk, end - begin) * tile_codes / sizeof(float);
+    Scratch scratch(panel_floats);
+    uint8_t* panel = reinterpret_cast<uint8_t*>(scratch.take(panel_floats));
+    for (int64_t tile = begin; tile < end; tile += chunk)
+      multiply_panel<kBits>(a, x, tile, smaller(tile + chunk, end), panel);
+  });
+}
+
+using Multiply = void (*)(const PackedGemmArgs&, const Segment*, int64_t);
+constexpr Multiply kByBits[] = {multiply<2>, multiply<3>, multiply<4>, multiply<5>,
+                                multiply<6>, multiply<7>, multiply<8>};
+
+}  // namespace
+}  // namespace mmq::cpu::avx2
+
+MMQ_AVX2_END
+
+namespace mmq::cpu::avx2 {
+
+void packed_gemm_int8(const PackedGemmArgs& a) {
+  const std::vector<Segment> segments = make_segments(a);
+  kByBits[a.bits - kMinBits](a, segments.data(), static_cast<int64_t>(segments.size()));
+}
+
+}  // namespace mmq::cpu::avx2
+
+#endif

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Opening images, with errors that name the item."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from mmq_evals.data.items import OpenImage
+from mmq_evals.errors import EvalError
+
+
+def image_file(path: Path) -> OpenImage:
+    """A function that opens ``path`` as RGB."""
+    return partial(_open, path)
+
+
+def _open(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        rgb: Image.Image = image.convert("RGB")
+        return rgb
+
+
+def read_image(item_id: str, open_image: OpenImage) -> Image.Image:
+    """Open and decode the image of an item, as RGB.
+
+    Raises:
+        EvalError: the file is missing or does not decode; the message names the item and the file.
+    """
+    try:
+        image = open_image()
+        # A truncated file is found when its pixels are read.
+        return image.convert("RGB")
+    except FileNotFoundError as error:
+        raise EvalError(f"item {item_id!r}: no image file {error.filename}") from error
+    except (
+        UnidentifiedImageError,
+        Image.DecompressionBombError,
+        OSError,
+        SyntaxError,  # Pillow's word for a broken PNG chunk.
+        ValueError,
+    ) as error:
+        where = open_image.args[0] if isinstance(open_image, partial) and open_image.args else ""
+        name = f" {where}" if isinstance(where, Path) else ""
+        raise EvalError(f"item {item_id!r}: image{name} does not decode: {error}") from error

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a task is, and what tasks share: rows, image batches, generation, intervals.
+
+A row is a JSON object about one query: ``id``, ``cluster`` (the image, over which intervals are
+formed), the raw ``prediction`` and what is needed to score it again without the model or the data.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import torch
+from PIL import Image
+
+from mmq_evals.data.images import read_image
+from mmq_evals.data.items import CaptionItem, RetrievalItem, VqaItem
+from mmq_evals.data.layouts import Dataset
+from mmq_evals.errors import EvalError
+from mmq_evals.stats import Interval, bootstrap_mean
+
+logger = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+Item = TypeVar("Item", CaptionItem, RetrievalItem, VqaItem)
+
+
+class Task(Protocol):
+    """One task on one set of items.
+
+    ``protocol`` is plain JSON data: all that a score depends on but the model's weights.
+    ``primary`` names the metric that stands for the task in a table, ``shown`` those of a report.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def primary(self) -> str: ...
+
+    @property
+    def shown(self) -> tuple[str, ...]: ...
+
+    @property
+    def dataset(self) -> Dataset[Any]: ...
+
+    @property
+    def protocol(self) -> dict[str, Any]: ...
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids of the rows that `predict` yields, in its order."""
+
+    def predict(self, model: Any, processor: Any, *, batch_size: int) -> Iterator[Row]:
+        """Run the model; yields rows in the order of the items, without scores.
+
+        Raises:
+            EvalError: an image does not decode, or the processor does not fit the model.
+        """
+
+    def sample_scores(self, row: Row) -> dict[str, float]:
+        """Scores in [0, 1] (CIDEr: [0, 10]) of one row, by metric."""
+
+    def score(self, rows: Sequence[Row], *, seed: int = 0) -> dict[str, Interval]:
+        """Corpus scores of raw rows, by metric. A pure function of the rows and the table of
+        document frequencies in the task."""
+
+    def breakdown(self, rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+        """The primary score by group of rows, such as answer type; may be empty."""
+
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """Scores of predictions made without looking at the image, by the same scorer."""
+
+    def agreement(self, rows: Sequence[Row], reference: Sequence[Row]) -> dict[str, float]:
+        """How far predictions agree with those of a reference run over the same ids."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Decoding by beam search (greedy for one beam), never sampling. Lengths in new tokens."""
+
+    max_new_tokens: int
+    min_new_tokens: int = 0
+    num_beams: int = 1
+    length_penalty: float = 1.0
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of ``generate``."""
+        given: dict[str, Any] = {
+            "do_sample": False,
+            "num_beams": self.num_beams,
+            "max_new_tokens": self.max_new_tokens,
+        }
+        if self.min_new_tokens > 0:
+            given["min_new_tokens"] = self.min_new_tokens
+        if self.num_beams > 1:
+            given["length_penalty"] = self.length_penalty
+        return given
+
+
+def batches(items: Sequence[Item], batch_size: int) -> Iterator[Sequence[Item]]:
+    """Consecutive batches; the last may be smaller."""
+    if batch_size < 1:
+        raise EvalError(f"batch_size: expected at least 1, got {batch_size}")
+    for start in range(0, len(items), batch_size):
+        yield items[start : start + batch_size]
+
+
+def read_images(items: Sequence[Item]) -> list[Image.Image]:
+    """The decoded images of a batch; raises EvalError naming the first item that fails."""
+    return [read_image(item.id, item.image) for item in items]
+
+
+def to_model(model: Any, inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Tensors on the model's device, floats in its compute dtype."""
+    return {
+        name: value.to(model.device, model.dtype if value.is_floating_point() else None)
+        for name, value in inputs.items()
+    }
+
+
+@torch.no_grad()
+def generate(
+    model: Any,
+    processor: Any,
+    images: Sequence[Image.Image],
+    prompts: Sequence[str],
+    generation: Generation,
+    *,
+    max_prompt_tokens: int | None = None,
+) -> list[str]:
+    """Continue one prompt for each image; returns the new text alone, special tokens dropped.
+
+    Prompts are padded on the left. New tokens are told from the prompt by position, never by text.
+
+    Raises:
+        EvalError: the processor puts no image tokens into the prompt, so that the model would not
+            see the image.
+    """
+    text_arguments: dict[str, Any] = {"padding": True, "padding_side": "left"}
+    if max_prompt_tokens is not None:
+        # The BLIP-2 processor takes its query tokens off the length before it cuts the text.
+        queries = getattr(processor, "num_query_tokens", None) or 0
+        text_arguments |= {"truncation": True, "max_length": max_prompt_tokens + queries}
+    inputs = processor(
+        images=list(images), text=list(prompts), return_tensors="pt", **text_arguments
+    )
+    image_token = getattr(model.config, "image_token_index", None)
+    if image_token is None or not (inputs["input_ids"] == image_token).any(dim=1).all():
+        raise EvalError(
+            f"processor: expected image tokens (id {image_token}) in every prompt, got none; "
+            "the processor's num_query_tokens or image token does not fit the model"
+        )
+    inputs = to_model(model, inputs)
+    arguments = generation.arguments()
+    if processor.tokenizer.pad_token_id is not None:
+        arguments["pad_token_id"] = processor.tokenizer.pad_token_id
+    output = model.generate(**inputs, **arguments)
+    text_config = getattr(model.config, "text_config", model.config)
+    if not getattr(text_config, "is_encoder_decoder", False):
+        output = output[:, inputs["input_ids"].shape[1] :]
+    texts = processor.tokenizer.batch_decode(output, skip_special_tokens=True)
+    return [text.strip() for text in texts]
+
+
+def mean_scores(
+    scores: Mapping[str, Mapping[str, float]], clusters: Mapping[str, str], seed: int
+) -> dict[str, Interval]:
+    """Interval of the mean of every metric, given as metric to row id to score."""
+    return {
+        metric: bootstrap_mean(values, clusters, seed=seed) for metric, values in scores.items()
+    }
+
+
+def by_metric(
+    rows: Sequence[Row], sample_scores: Mapping[str, Mapping[str, float]]
+) -> dict[str, dict[str, float]]:
+    """Turn row id to metric to score into metric to row id to score, in the order of the rows."""
+    result: dict[str, dict[str, float]] = {}
+    for row in rows:
+        for metric, value in sample_scores[row["id"]].items():
+            result.setdefault(metric, {})[row["id"]] = value
+    return result
+
+
+def clusters_of(rows: Sequence[Row]) -> dict[str, str]:
+    """Row id to cluster."""
+    return {row["id"]: row["cluster"] for row in rows}

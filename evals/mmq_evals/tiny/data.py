@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tiny models' data as items: generated scenes, easy-vqa, and calibration samples.
+
+Licences: the scenes are part of mmq (Apache-2.0); easy-vqa is MIT.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from PIL import Image
+
+from mmq_evals.data.items import CaptionItem, RetrievalItem, VqaItem
+
+from . import CAPTION_PROMPT, MODELS, VQA_PROMPT
+from .architectures import Processor
+from .scenes import SPLIT_SIZES, Split, captions, questions, render, scenes
+
+VqaSource = Literal["scenes", "easy-vqa"]
+QUESTIONS_PER_SCENE = 4
+
+
+@dataclass(frozen=True)
+class CalibrationSample:
+    """One unpadded batch-of-one input of a model's forward, and the id it came from."""
+
+    id: str
+    inputs: dict[str, torch.Tensor]
+
+
+def caption_items(split: Split, limit: int | None = None) -> list[CaptionItem]:
+    """Scenes with five reference captions each; 500 in the test split."""
+    return [
+        CaptionItem(id, partial(render, shown), captions(shown))
+        for id, shown in scenes(split, limit)
+    ]
+
+
+def retrieval_items(split: Split, limit: int | None = None) -> list[RetrievalItem]:
+    """Scenes with five captions each. No two scenes of the test split have the same content."""
+    return [
+        RetrievalItem(item.id, item.image, item.references) for item in caption_items(split, limit)
+    ]
+
+
+def vqa_items(
+    split: Split, source: VqaSource = "scenes", limit: int | None = None
+) -> list[VqaItem]:
+    """Questions on scenes (four a scene), or easy-vqa's official train or test questions.
+
+    ``limit`` counts questions. Raises ValueError for an unknown source or split, and
+    ModuleNotFoundError when easy-vqa is asked for and not installed.
+    """
+    if source not in get_args(VqaSource):
+        raise ValueError(f"expected a source of {', '.join(get_args(VqaSource))}, got {source!r}")
+    if source == "easy-vqa":
+        return _easy_vqa(split, limit)
+    scenes_needed = None if limit is None else -(-limit // QUESTIONS_PER_SCENE)
+    items = [
+        VqaItem(f"{id}-q{n}", id, partial(render, shown), q.text, (q.answer,), q.type)
+        for id, shown in scenes(split, scenes_needed)
+        for n, q in enumerate(questions(shown, random.Random(id))[:QUESTIONS_PER_SCENE])
+    ]
+    return items[:limit]
+
+
+def _open(file: Path) -> Image.Image:
+    with Image.open(file) as image:
+        pixels: Image.Image = image.convert("RGB")
+        return pixels
+
+
+def _easy_vqa(split: Split, limit: int | None) -> list[VqaItem]:
+    if split not in ("train", "test"):
+        raise ValueError(f"easy-vqa has the splits train and test, got {split!r}")
+    try:
+        import easy_vqa
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "the easy-vqa data set is not installed; install the extra mmq[tiny]"
+        ) from error
+    folder = Path(easy_vqa.__file__).parent / "data" / split
+    rows = json.loads((folder / "questions.json").read_text(encoding="utf-8"))[:limit]
+    return [
+        VqaItem(
+            f"easy-vqa-{split}-{n:06d}",
+            f"easy-vqa-{split}-image-{image:05d}",
+            partial(_open, folder / "images" / f"{image}.png"),
+            question,
+            (answer,),
+            "easy-vqa",
+        )
+        for n, (question, answer, image) in enumerate(rows)
+    ]
+
+
+def calibration_samples(
+    model_name: str, processor: Processor, n: int, seed: int
+) -> list[CalibrationSample]:
+    """``n`` samples of the calibration split, drawn by ``seed``.
+
+    Captioning: ``pixel_values``, ``input_ids`` and ``attention_mask`` of the prompt and a reference
+    caption; LLaVA: of the prompt, a question and its answer; retrieval: of an image and one of its
+    captions. Text ends in the end token where the model generates. Raises ValueError for an unknown
+    model and for more samples than the split has scenes.
+    """
+    if model_name not in MODELS:
+        raise ValueError(f"expected a tiny model of {', '.join(MODELS)}, got {model_name!r}")
+    size = SPLIT_SIZES["calibration"]
+    if not 0 < n <= size:
+        raise ValueError(f"expected between 1 and {size} calibration samples, got {n}")
+    rng = random.Random(seed)
+    samples = []
+    for id, shown in rng.sample(list(scenes("calibration")), n):
+        if model_name == "tiny-llava":
+            asked = questions(shown, random.Random(id))[rng.randrange(QUESTIONS_PER_SCENE)]
+            text = f"{VQA_PROMPT.format(asked.text)} {asked.answer}</s>"
+        elif model_name == "tiny-blip2-caption":
+            text = f"{CAPTION_PROMPT} {rng.choice(captions(shown))}</s>"
+        else:
+            text = rng.choice(captions(shown))
+        encoded = processor(images=render(shown), text=text, return_tensors="pt")
+        samples.append(CalibrationSample(id, dict(encoded)))
+    return samples

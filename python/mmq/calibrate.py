@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calibration: what the first block of a stack is called with, and what each linear reads.
+
+The model runs on every sample until its stack is entered; those calls, with all their arguments,
+are kept. From then on the blocks are run one by one on the kept calls, so that memory is one block
+and the activations between two blocks.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmq.architectures import Architecture, Stack
+from mmq.errors import MmqError
+from mmq.hessian import Hessian
+from mmq.models import blocks_of
+
+_CACHE_ARGUMENTS = {"past_key_values": None, "use_cache": False}
+
+Batch = Mapping[str, Tensor]
+Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One call of a block: its hidden states [batch, tokens, width] and all other arguments."""
+
+    hidden: Tensor
+    rest: dict[str, Any]
+
+
+class _EnoughError(Exception):
+    """Raised inside a forward pass when nothing more of it is needed."""
+
+
+def evenly(count: int, keep: int) -> Tensor:
+    """``keep`` of the indices 0..count-1 at equal distances, int64."""
+    return torch.arange(keep) * count // keep
+
+
+@contextmanager
+def hooked(modules: Sequence[nn.Module], hook: Hook) -> Iterator[None]:
+    """Calls ``hook(module, args, kwargs)`` before each call of the modules."""
+    handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def calibrating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; the model's training flags come back afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def run_model(
+    model: nn.Module,
+    architecture: Architecture,
+    batches: Sequence[Batch],
+    modules: Sequence[nn.Module],
+    hook: Callable[[int, nn.Module, tuple[Any, ...], dict[str, Any]], None],
+) -> None:
+    """Runs every pass of every batch, with ``hook(batch index, module, args, kwargs)``.
+
+    The first batch runs to its end and shows how often a pass calls the modules; a later one stops
+    at its last such call.
+    """
+    expected: list[int] = []
+    for index, batch in enumerate(batches):
+        for number, extra in enumerate(architecture.passes):
+            seen = 0
+            limit = expected[number] if index else None
+
+            def count(
+                module: nn.Module,
+                args: tuple[Any, ...],
+                kwargs: dict[str, Any],
+                index: int = index,
+                limit: int | None = limit,
+            ) -> None:
+                nonlocal seen
+                hook(index, module, args, kwargs)
+                seen += 1
+                if seen == limit:
+                    raise _EnoughError
+
+            with hooked(modules, count), suppress(_EnoughError):
+                model(**batch, **dict(extra))
+            if index == 0:
+                expected.append(seen)
+
+
+def capture(
+    model: nn.Module, architecture: Architecture, stack: Stack, batches: Sequence[Batch]
+) -> list[Call]:
+    """The calls of the first block of ``stack``; equal calls of one batch are kept once.
+
+    Raises MmqError when no batch reaches the stack.
+    """
+    block = blocks_of(model, stack)[0]
+    signature = inspect.signature(type(block).forward)
+    calls: list[tuple[int, Call]] = []
+
+    def keep(index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        call = _bind(signature, module, args, kwargs)
+        if not any(number == index and _equal(call, other) for number, other in calls):
+            calls.append((index, call))
+
+    run_model(model, architecture, batches, [block], keep)
+    if not calls:
+        raise MmqError(f"{stack.path}: expected calibration samples that reach it, got none")
+    return [call for _, call in calls]
+
+
+def run_block(block: nn.Module, call: Call) -> Any:
+    """What ``block`` returns for ``call``."""
+    return block(call.hidden, **call.rest)
+
+
+def advance(stack: Stack, call: Call, output: Any) -> Call:
+    """The call of the next block, given the output of this one."""
+    if isinstance(output, Tensor):
+        return Call(output, call.rest)
+    carried = {name: output[index] for index, name in stack.carries}
+    return Call(output[0], {**call.rest, **carried})
+
+
+def gather(
+    block: nn.Module,
+    calls: Sequence[Call],
+    inputs: Mapping[nn.Module, Hessian],
+    max_tokens: int | None = None,
+) -> None:
+    """Runs all calls through ``block`` and adds what the given linears read.
+
+    At most ``max_tokens`` tokens of each row of each call are taken, evenly spread.
+    Raises MmqError, naming the linear, for inputs that are not finite.
+    """
+
+    def add(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs[module].add(_tokens(args, kwargs, max_tokens))
+
+    with hooked(list(inputs), add):
+        for call in calls:
+            run_block(block, call)
+
+
+def gather_from_model(
+    model: nn.Module,
+    architecture: Architecture,
+    batches: Sequence[Batch],
+    inputs: Mapping[nn.Module, Hessian],
+    max_tokens: int | None = None,
+) -> None:
+    """Like :func:`gather`, for linears outside the stacks: runs the whole model."""
+
+    def add(index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs[module].add(_tokens(args, kwargs, max_tokens))
+
+    run_model(model, architecture, batches, list(inputs), add)
+
+
+def _tokens(args: tuple[Any, ...], kwargs: dict[str, Any], max_tokens: int | None) -> Tensor:
+    x = args[0] if args else kwargs["input"]
+    assert isinstance(x, Tensor), "a linear's input is a tensor"
+    if max_tokens is not None and x.dim() > 2 and x.shape[-2] > max_tokens:
+        return x[..., evenly(x.shape[-2], max_tokens), :]
+    return x
+
+
+def _bind(
+    signature: inspect.Signature, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Call:
+    """All arguments by name, the first (hidden states) apart, and nothing cached."""
+    bound = signature.bind(block, *args, **kwargs)
+    named: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+            named.update(value)
+        else:
+            named[name] = value
+    names = list(named)
+    hidden = named.pop(names[1])
+    del named[names[0]]
+    for name, value in _CACHE_ARGUMENTS.items():
+        if name in named:
+            named[name] = value
+    return Call(hidden.detach(), named)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Call) and isinstance(b, Call):
+        return _equal(a.hidden, b.hidden) and _equal(a.rest, b.rest)
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
+    if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    return type(a) is type(b) and bool(a == b)

@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Saving and loading packed models: safetensors, JSON, no pickle, no code from the folder.
+
+A folder holds ``config.json`` (the model's configuration with a ``quantization_config``: format
+version and module table), ``model.safetensors`` (canonical tensors, see ``mmq.packed``; dense ones
+in 16 bits where that is exact), ``checksums.json`` (size and SHA-256 of the tensor file),
+``manifest.json`` (how it was made) and the processor's files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from mmq.architectures import ARCHITECTURES
+from mmq.errors import MmqError
+from mmq.linear import Layout, QuantLinear
+from mmq.manifest import MANIFEST_NAME, Manifest, package_version
+from mmq.stored import stored_tensors
+
+CONFIG_NAME: Final = "config.json"
+TENSORS_NAME: Final = "model.safetensors"
+CHECKSUMS_NAME: Final = "checksums.json"
+MANIFEST_ATTRIBUTE: Final = "mmq_manifest"
+_PROCESSOR_NAMES: Final = ("processor_config.json", "preprocessor_config.json")
+_FILE_DTYPES: Final = {torch.int32: "I32", torch.float16: "F16", torch.bfloat16: "BF16"} | {
+    torch.float32: "F32"
+}
+
+
+def save(
+    model: nn.Module,
+    folder: str | Path,
+    processor: Any = None,
+    *,
+    manifest: Manifest | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Writes ``model`` to ``folder``, all of it or nothing.
+
+    Everything is written to a folder beside it, which then takes its name.
+
+    Args:
+      model: a supported model, packed or dense.
+      folder: created; its parent must exist.
+      processor: anything with ``save_pretrained``, or None.
+      manifest: None takes the one that ``mmq.quantize`` or ``mmq.load`` left on the model.
+      overwrite: whether an existing folder may be replaced.
+
+    Returns the folder. Raises MmqError for an unsupported model and where the folder exists.
+    """
+    folder = Path(folder)
+    name = type(model).__name__
+    _model_class(name, str(folder))
+    if folder.exists() and not overwrite:
+        raise MmqError(f"{folder}: expected a new folder (or overwrite), it exists")
+    if not folder.parent.is_dir():
+        raise MmqError(f"{folder}: expected an existing parent folder {folder.parent}")
+    manifest = getattr(model, MANIFEST_ATTRIBUTE, None) if manifest is None else manifest
+    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        target = work / folder.name
+        target.mkdir()
+        _write(model, target, processor, manifest)
+        if folder.exists():
+            folder.rename(work / "replaced")
+        target.rename(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return folder
+
+
+def load(folder: str | Path, dtype: torch.dtype | None = None) -> Any:
+    """The model in ``folder``, in evaluation mode on the CPU.
+
+    A packed model's logits equal those of the model that was saved, if ``dtype`` is None. A dense
+    folder of a supported class loads too, in float32 by default.
+
+    Args:
+      folder: what ``mmq.save`` or (dense) ``save_pretrained`` wrote.
+      dtype: the compute dtype; None is the dtype that was saved.
+
+    Raises MmqError, one line, for a folder that is missing, truncated, corrupted, of a newer
+    format, or whose parts do not belong together.
+    """
+    folder = Path(folder)
+    data = _read_json(folder / CONFIG_NAME)
+    cls = _class_of(data, folder)
+    table = data.get("quantization_config")
+    if table is None:
+        return _load_dense(cls, folder, torch.float32 if dtype is None else dtype)
+    layouts = _layouts(table, folder)
+    config = _config(cls, folder)
+    tensors = _check_file(folder / TENSORS_NAME)
+    _untie_packed(config, cls, layouts)
+    _check_tensors(_skeleton(cls, config, layouts), layouts, tensors, folder / TENSORS_NAME)
+    kind = getattr(config, "dtype", None) if dtype is None else dtype
+    model, info = cls.from_pretrained(
+        folder,
+        config=config,
+        dtype=kind if isinstance(kind, torch.dtype) else torch.float32,
+        local_files_only=True,
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    _check_loading(info, folder)
+    if (folder / MANIFEST_NAME).is_file():
+        setattr(model, MANIFEST_ATTRIBUTE, Manifest.read(folder / MANIFEST_NAME))
+    return model
+
+
+def load_processor(folder: str | Path) -> Any:
+    """The processor saved in ``folder``, None where there is none. Never runs the folder's code."""
+    folder = Path(folder)
+    if not any((folder / name).is_file() for name in _PROCESSOR_NAMES):
+        return None
+    from transformers import AutoProcessor
+
+    loader: Any = AutoProcessor
+    try:
+        return loader.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise MmqError(f"{folder}: expected a processor, got {_line(error)}") from error
+
+
+def _write(model: Any, target: Path, processor: Any, manifest: Manifest | None) -> None:
+    from mmq.hf import FORMAT_VERSION, QUANT_METHOD
+
+    config = json.loads(model.config.to_json_string())
+    config["architectures"] = [type(model).__name__]
+    config["dtype"] = str(model.dtype).removeprefix("torch.")
+    config.pop("quantization_config", None)
+    for part in config.values():
+        if isinstance(part, dict):
+            part.pop("dtype", None)  # The loader writes it into the parts; the model's counts.
+    layouts = {
+        path: module.layout.to_dict()
+        for path, module in model.named_modules()
+        if isinstance(module, QuantLinear)
+    }
+    if layouts:
+        config["quantization_config"] = {
+            "quant_method": QUANT_METHOD,
+            "format_version": FORMAT_VERSION,
+            "version": package_version("mmq"),
+            "modules": layouts,
+        }
+    _write_json(target / CONFIG_NAME, config)
+    save_file(stored_tensors(model), target / TENSORS_NAME, metadata={"format": "pt"})
+    _write_json(target / CHECKSUMS_NAME, {TENSORS_NAME: _checksum(target / TENSORS_NAME)})
+    if manifest is not None:
+        _write_json(target / MANIFEST_NAME, manifest.to_dict())
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.save_pretrained(target)
+    if processor is not None:
+        processor.save_pretrained(target)
+
+
+def _write_json(path: Path, data: object) -> None:
+    path.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise MmqError(f"{path.parent}: expected a folder with {path.name}, got none") from error
+    except (OSError, ValueError) as error:
+        raise MmqError(f"{path}: expected readable JSON, got {_line(error)}") from error
+    if not isinstance(data, dict):
+        raise MmqError(f"{path}: expected a JSON object, got {type(data).__name__}")
+    return data
+
+
+def _checksum(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _model_class(name: str, where: str) -> Any:
+    known = sorted({architecture.model_class for architecture in ARCHITECTURES})
+    if name not in known:
+        raise MmqError(f"{where}: expected a model of class {', '.join(known)}, got {name}")
+    import transformers
+
+    return getattr(transformers, name)
+
+
+def _class_of(data: Mapping[str, Any], folder: Path) -> Any:
+    names = data.get("architectures")
+    if not isinstance(names, list) or len(names) != 1:
+        raise MmqError(f"{folder / CONFIG_NAME}: expected one architecture, got {names!r}")
+    return _model_class(str(names[0]), str(folder / CONFIG_NAME))
+
+
+def _layouts(table: object, folder: Path) -> dict[str, Layout]:
+    from mmq.hf import QUANT_METHOD, MmqConfig, check_format_version
+
+    where = f"{folder / CONFIG_NAME}: quantization_config"
+    if not isinstance(table, dict):
+        raise MmqError(f"{where}: expected a JSON object, got {type(table).__name__}")
+    if table.get("quant_method") != QUANT_METHOD:
+        raise MmqError(
+            f"{where}: expected quant_method {QUANT_METHOD}, got {table.get('quant_method')!r}"
+        )
+    check_format_version(table.get("format_version"), where)
+    try:
+        return MmqConfig(**table).layouts()
+    except TypeError as error:
+        raise MmqError(f"{where}: {_line(error)}") from error
+    except MmqError as error:
+        raise MmqError(f"{folder / CONFIG_NAME}: {error}") from error
+
+
+def _config(cls: Any, folder: Path) -> Any:
+    try:
+        return cls.config_class.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        name = cls.config_class.__name__
+        raise MmqError(f"{folder / CONFIG_NAME}: expected a {name}, got {_line(error)}") from error
+
+
+def _untie_packed(config: Any, cls: Any, layouts: Mapping[str, Layout]) -> None:
+    """A packed head shares nothing, whatever the configuration class makes of its own flag."""
+    if any(path.rpartition(".")[2] == "lm_head" for path in layouts):
+        for part in (config, getattr(config, "text_config", None)):
+            if part is not None:
+                part.tie_word_embeddings = False
+
+
+def _skeleton(cls: Any, config: Any, layouts: Mapping[str, Layout]) -> Any:
+    """The model without memory, packed layers in place."""
+    from mmq.hf import replace_linears
+
+    try:
+        with torch.device("meta"):
+            model = cls(config)
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise MmqError(f"{cls.__name__}: expected a valid config, got {_line(error)}") from error
+    replace_linears(model, layouts)
+    return model
+
+
+def _check_file(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type and shape of each tensor in the file, once its size and checksum are as recorded."""
+    if not path.is_file():
+        raise MmqError(f"{path.parent}: expected a file {path.name}, got none")
+    sums = path.parent / CHECKSUMS_NAME
+    if sums.is_file():
+        expected = _read_json(sums).get(path.name)
+        if not isinstance(expected, dict) or set(expected) != {"bytes", "sha256"}:
+            raise MmqError(f"{sums}: expected bytes and sha256 of {path.name}, got {expected!r}")
+        size = path.stat().st_size
+        if size != expected["bytes"]:
+            raise MmqError(f"{path}: expected {expected['bytes']} bytes, got {size}")
+        if _checksum(path) != expected:
+            raise MmqError(f"{path}: expected the recorded SHA-256, the file was changed")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {
+                name: (part.get_dtype(), tuple(part.get_shape()))
+                for name in file.keys()  # noqa: SIM118  (safe_open is no mapping)
+                for part in [file.get_slice(name)]
+            }
+    except (SafetensorError, OSError) as error:
+        raise MmqError(f"{path}: expected a safetensors file, got {_line(error)}") from error
+
+
+def _check_tensors(
+    skeleton: Any,
+    layouts: Mapping[str, Layout],
+    found: Mapping[str, tuple[str, tuple[int, ...]]],
+    path: Path,
+) -> None:
+    """Compares the file's names, shapes and packed types with those of the model."""
+    expected = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
+    tied = set(skeleton.all_tied_weights_keys)
+    missing = sorted(set(expected) - set(found) - tied)
+    unexpected = sorted(set(found) - set(expected))
+    for what, names in (("in", missing), ("no", unexpected)):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            if what == "in":
+                raise MmqError(f"{path}: expected a tensor {names[0]}{more}, got none")
+            raise MmqError(f"{path}: expected the model's tensors only, got {names[0]}{more}")
+    for name, (_, shape) in found.items():
+        if shape != expected[name]:
+            raise MmqError(
+                f"{path}: expected {name} of shape {list(expected[name])}, got {list(shape)}"
+            )
+    for module, layout in layouts.items():
+        for name, (dtype, _) in layout.tensors().items():
+            kind = found[f"{module}.{name}"][0]
+            if kind != _FILE_DTYPES[dtype]:
+                raise MmqError(
+                    f"{path}: expected {module}.{name} of type {_FILE_DTYPES[dtype]}, got {kind}"
+                )
+
+
+def _load_dense(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
+    for path in sorted(folder.glob("*.safetensors")):
+        _check_file(path)
+    try:
+        model, info = cls.from_pretrained(
+            folder,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise MmqError(f"{folder}: expected a {cls.__name__}, got {_line(error)}") from error
+    _check_loading(info, folder)
+    return model
+
+
+def _check_loading(info: Mapping[str, Any], folder: Path) -> None:
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        if info.get(kind):
+            first = sorted(map(str, info[kind]))[0]
+            raise MmqError(f"{folder}: expected every tensor to load, got {kind}: {first}")
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""packed_gemm on every instruction set, in both modes, against float64 within a stated bound."""
+
+import pytest
+import torch
+from compare import assert_within
+from isas import every_isa
+from shapes import BITS, GEMM_SHAPES, problem
+
+import mmq_ext
+from mmq_ext import ops
+
+MODES = ("exact", "int8")
+every_mode = pytest.mark.parametrize("mode", MODES)
+every_width = pytest.mark.parametrize("bits", BITS)
+
+
+def check(p, isa, mode):
+    """The kernel's result is within the rounding of the same computation in float64, and within the
+    full bound of the exact product."""
+    with mmq_ext.use_isa(isa):
+        y = p.run(mode)
+    assert y.dtype == p.x.dtype
+    what = f"{isa} {mode} b={p.bits} n={p.n} x={list(p.x.shape)} g={p.group_size}"
+    assert_within(y, p.reference(mode), p.bound(mode, rounding_only=True), what)
+    assert_within(y, p.reference("exact"), p.bound(mode), what)
+
+
+@every_isa
+@every_mode
+@every_width
+def test_awkward_shapes(isa, mode, bits):
+    for seed, (m, n, k, group_size) in enumerate(GEMM_SHAPES):
+        check(problem(m, n, k, group_size, bits, seed=seed, bias=seed % 2 == 0), isa, mode)
+
+
+@every_isa
+@every_mode
+@pytest.mark.parametrize("m", [1, 2, 3, 4, 5, 8, 14])
+def test_row_counts(isa, mode, m):
+    for bits in (3, 8):
+        for group_size in (32, 36):
+            check(problem(m, 20, 140, group_size, bits, seed=m), isa, mode)
+
+
+@every_isa
+@every_mode
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_activation_types(isa, mode, dtype):
+    check(problem(3, 10, 96, 32, 4, dtype=dtype, bias=True), isa, mode)
+    check(problem(13, 10, 100, 33, 5, dtype=dtype, in_scale=True), isa, mode)
+
+
+@every_isa
+@every_mode
+@pytest.mark.parametrize("m", [2, 13])
+def test_float_zero_permutation_scale_and_bias(isa, mode, m):
+    for seed in range(4):
+        p = problem(
+            *(m, 9, 77, 16 << seed, 2 + 2 * seed),
+            seed=seed,
+            float_zero=True,
+            perm=True,
+            in_scale=True,
+            bias=True,
+        )
+        check(p, isa, mode)
+
+
+@every_isa
+@every_mode
+def test_in_scale_divides_before_the_permutation(isa, mode):
+    p = problem(2, 8, 64, 32, 4, perm=True, in_scale=True)
+    used = (p.x / p.extra["in_scale"].float())[:, p.extra["perm"].long()]
+    plain = problem(2, 8, 64, 32, 4)
+    with mmq_ext.use_isa(isa):
+        expected = ops.packed_gemm(
+            used,
+            plain.tiles(),
+            ops.repack_affine(plain.scales, plain.minima),
+            n=8,
+            bits=4,
+            group_size=32,
+            mode=mode,
+        )
+        assert torch.equal(p.run(mode), expected)
+
+
+@every_isa
+@pytest.mark.parametrize("m", [1, 13])
+def test_long_groups_do_not_overflow_integer_sums(isa, m):
+    k = 140_000  # 255 * 127 * k exceeds 2^31
+    p = problem(m, 2, k, k, 8)
+    p.codes.fill_(255)
+    p.x.fill_(1.0)
+    check(p, isa, "int8")
+
+
+@every_isa
+@every_width
+def test_extreme_codes_do_not_saturate(isa, bits):
+    for m in (1, 7):
+        p = problem(m, 8, 128, 128, bits)
+        p.codes.fill_((1 << bits) - 1)
+        for sign in (1.0, -1.0):
+            p.x.fill_(sign)
+            check(p, isa, "int8")
+
+
+@every_isa
+@pytest.mark.parametrize("size", [0.0, 1e-44, 1e-38, 1e-30, 1e30])
+def test_tiny_and_large_activations(isa, size):
+    for m in (1, 13):
+        p = problem(m, 5, 70, 32, 4)
+        p.x.mul_(size)
+        for mode in MODES:
+            check(p, isa, mode)
+
+
+@every_isa
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_value_that_is_not_finite_stays_visible(isa, value):
+    for m in (2, 13):
+        for group_size in (32, 7):
+            p = problem(m, 9, 70, group_size, 4)
+            p.x[1, 40] = value
+            with mmq_ext.use_isa(isa):
+                for mode in MODES:
+                    y = p.run(mode)
+                    finite = y.isfinite()
+                    assert not finite[1].any()
+                    assert finite[[row for row in range(m) if row != 1]].all()
+                assert y[1].isnan().all()  # int8
+
+
+@every_isa
+@every_mode
+@pytest.mark.parametrize("shape", [(1, 9, 1408, 128), (13, 9, 100, 7)])
+def test_one_corrupted_word_is_noticed(isa, mode, shape):
+    """The bound can fail: one wrong word of codes puts its row out of it."""
+    p = problem(*shape, 4)
+    words = ops.pack(p.codes, 4)
+    words[3, 5] ^= 0x7FFFFFFF
+    with mmq_ext.use_isa(isa):
+        y = p.run(mode, tiles=ops.repack(words, 4, shape[2]))
+    with pytest.raises(AssertionError, match="elements are out of bounds"):
+        assert_within(y, p.reference(mode), p.bound(mode, rounding_only=True))
+    untouched = [row for row in range(p.n) if row != 3]
+    assert_within(
+        y[:, untouched],
+        p.reference(mode)[:, untouched],
+        p.bound(mode, rounding_only=True)[:, untouched],
+    )
+
+
+@every_isa
+@every_mode
+def test_results_do_not_depend_on_the_thread_count(isa, mode):
+    before = torch.get_num_threads()
+    try:
+        for m, n, k, group_size in ((1, 300, 1024, 128), (33, 300, 320, 32), (9, 264, 300, 20)):
+            p = problem(m, n, k, group_size, 3)
+            tiles = p.tiles()
+            results = []
+            for threads in (1, 2, 5):
+                torch.set_num_threads(threads)
+                with mmq_ext.use_isa(isa):
+                    results.append(p.run(mode, tiles))
+            assert torch.equal(results[0], results[1])
+            assert torch.equal(results[0], results[2])
+    finally:
+        torch.set_num_threads(before)
+
+
+@every_mode
+def test_instruction_sets_agree(mode):
+    """Also where no bound sees it: all kernels quantize activations to the same codes."""
+    p = problem(6, 40, 500, 50, 5, bias=True)
+    results = []
+    for isa in mmq_ext.cpu_isas():
+        with mmq_ext.use_isa(isa):
+            results.append(p.run(mode))
+    for result in results[1:]:
+        assert_within(result, results[0].double(), 2 * p.bound(mode, rounding_only=True))
+
+
+@every_mode
+def test_opcheck(mode):
+    p = problem(3, 9, 70, 32, 4, perm=True, in_scale=True, bias=True)
+    args = (
+        p.x,
+        p.tiles(),
+        ops.repack_affine(p.scales, p.minima),
+        p.extra["bias"],
+        p.extra["perm"],
+        p.extra["in_scale"],
+        p.n,
+        p.bits,
+        p.group_size,
+        mode,
+    )
+    torch.library.opcheck(torch.ops.mmq.packed_gemm.default, args)
+
+
+@every_mode
+def test_compiles_without_a_graph_break(mode):
+    p = problem(3, 9, 70, 32, 4, bias=True)
+    tiles, affine = p.tiles(), ops.repack_affine(p.scales, p.minima)
+
+    def linear(x):
+        y = ops.packed_gemm(
+            x.relu(), tiles, affine, n=9, bits=4, group_size=32, mode=mode, **p.extra
+        )
+        return y * 2
+
+    compiled = torch.compile(linear, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(p.x), linear(p.x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": torch.zeros(2, 64, dtype=torch.float64)}, "x of float32, float16 or bfloat16"),
+        ({"x": torch.zeros(64)}, r"x of shape \[m, k\], got \[64\]"),
+        ({"x": torch.zeros(2, 65)}, r"tiles of shape \[384\], got \[256\]"),
+        ({"tiles": torch.zeros(256)}, "tiles of torch.uint8, got torch.float32"),
+        ({"affine": torch.zeros(3)}, r"affine of shape \[32\], got \[3\]"),
+        ({"n": 17}, r"tiles of shape \[768\], got \[256\]"),
+        ({"n": -1}, "n of 0 or more, got -1"),
+        ({"bits": 1}, "bits from 2 to 8, got 1"),
+        ({"group_size": 0}, "a positive group size, got 0"),
+        ({"group_size": -1}, "a positive group size, got -1"),
+        ({"mode": "fast"}, "mode as one of exact, int8, got 'fast'"),
+        ({"bias": torch.zeros(5)}, r"bias of shape \[8\], got \[5\]"),
+        ({"perm": torch.zeros(64, dtype=torch.int64)}, "perm of torch.int32, got torch.int64"),
+        ({"in_scale": torch.ones(8)}, r"in_scale of shape \[64\], got \[8\]"),
+    ],
+)
+def test_refusals_say_what_was_expected(change, message):
+    arguments = {
+        "x": torch.zeros(2, 64),
+        "tiles": torch.zeros(256, dtype=torch.uint8),
+        "affine": torch.zeros(32),
+        "n": 8,
+        "bits": 4,
+        "group_size": 32,
+    }
+    ops.packed_gemm(**arguments)
+    with pytest.raises(ValueError, match=f"packed_gemm: expected {message}"):
+        ops.packed_gemm(**(arguments | change))

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""pack, unpack, repack, unrepack: golden words, round trips, the layout bit by bit, refusals."""
+
+import pytest
+import torch
+from compare import seeded
+from shapes import BITS, PACK_COLS, PACK_ROWS
+
+from mmq_ext import ops, reference
+
+# Written down once by hand from the definition of the stream, not by this code.
+GOLDEN = {
+    2: ([i % 4 for i in range(16)], "e4e4e4e4"),
+    3: ([i % 8 for i in range(32)], "88fac688 c688fac6 fac688fa"),
+    4: (list(range(8)), "76543210"),
+    5: (list(range(32)), "8a418820 c5a92839 ca307b9a 38bdab49 ffbbcdeb"),
+    6: ([i + 32 * (i % 2) for i in range(16)], "448c2840 aa489c69 bceb4cac"),
+    7: (
+        [4 * i for i in range(32)],
+        "01820200 203860a1 a3058a12 224078e1 62a50992 9a3260b9 f9e3a70d",
+    ),
+    8: (list(range(4)), "03020100"),
+}
+
+
+def random_codes(rows: int, cols: int, bits: int) -> torch.Tensor:
+    return torch.randint(0, 1 << bits, (rows, cols), dtype=torch.uint8, generator=seeded(bits))
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("packer", [ops.pack, reference.pack])
+def test_golden_words(bits, packer):
+    codes, words = GOLDEN[bits]
+    packed = packer(torch.tensor([codes], dtype=torch.uint8), bits)
+    assert " ".join(f"{int(word) & 0xFFFFFFFF:08x}" for word in packed[0]) == words
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("cols", PACK_COLS)
+def test_round_trips_are_bitwise(bits, cols):
+    for rows in PACK_ROWS:
+        codes = random_codes(rows, cols, bits)
+        words = ops.pack(codes, bits)
+        assert words.shape == (rows, ops.row_words(cols, bits))
+        assert torch.equal(ops.unpack(words, bits, cols), codes)
+        ops.check_unused_bits(words, bits, cols)
+        tiles = ops.repack(words, bits, cols)
+        assert torch.equal(ops.unrepack(tiles, bits, rows, cols), words)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("cols", [1, 33, 129])
+def test_native_equals_the_reference_bit_by_bit(bits, cols):
+    for rows in PACK_ROWS:
+        codes = random_codes(rows, cols, bits)
+        words = ops.pack(codes, bits)
+        assert torch.equal(words, reference.pack(codes, bits))
+        assert torch.equal(reference.unpack(words, bits, cols), codes)
+        tiles = ops.repack(words, bits, cols)
+        assert tiles.numel() == ops.tiles_bytes(rows, cols, bits)
+        assert torch.equal(tiles, reference.repack(words, bits, cols))
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(0, 5), (3, 0), (0, 0)])
+def test_empty_matrices(rows, cols):
+    codes = torch.zeros(rows, cols, dtype=torch.uint8)
+    words = ops.pack(codes, 3)
+    assert torch.equal(ops.unpack(words, 3, cols), codes)
+    assert torch.equal(ops.unrepack(ops.repack(words, 3, cols), 3, rows, cols), words)
+
+
+def test_strided_input_is_packed_like_a_copy():
+    codes = random_codes(6, 10, 4)
+    assert torch.equal(ops.pack(codes.T, 4), ops.pack(codes.T.contiguous(), 4))
+
+
+@pytest.mark.parametrize("bits", [3, 5, 8])
+def test_a_set_unused_bit_is_refused(bits):
+    words = ops.pack(random_codes(3, 5, bits), bits)
+    words[1, -1] |= -(1 << 31)
+    with pytest.raises(ValueError, match=r"last word of each row, got 0x[0-9a-f]{8} in row 1"):
+        ops.check_unused_bits(words, bits, 5)
+
+
+@pytest.mark.parametrize("bits", range(2, 8))
+def test_a_code_that_does_not_fit_is_refused(bits):
+    codes = random_codes(2, 7, bits)
+    codes[1, 3] = 1 << bits
+    with pytest.raises(
+        ValueError, match=f"pack: expected codes below {1 << bits}, got {1 << bits}"
+    ):
+        ops.pack(codes, bits)
+
+
+@pytest.mark.parametrize("n", [1, 2, 8, 13])
+@pytest.mark.parametrize("groups", [1, 5])
+def test_affine_round_trip_and_order(n, groups):
+    g = seeded(0)
+    scales, minima = torch.randn(n, groups, generator=g), torch.randn(n, groups, generator=g)
+    affine = ops.repack_affine(scales, minima)
+    assert affine.numel() == ops.affine_floats(n, groups)
+    back = ops.unrepack_affine(affine, n, groups)
+    assert torch.equal(back[0], scales)
+    assert torch.equal(back[1], minima)
+    laid_out = affine.view(-1, groups, 2, 8)
+    last = n - 1
+    assert laid_out[last // 8, groups - 1, 0, last % 8] == scales[last, groups - 1]
+    assert laid_out[last // 8, groups - 1, 1, last % 8] == minima[last, groups - 1]
+    assert not laid_out[last // 8, :, :, last % 8 + 1 :].any()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ops.pack(torch.zeros(2, 3), 4), "pack: expected codes of torch.uint8"),
+        (lambda: ops.pack(torch.zeros(3, dtype=torch.uint8), 4), r"pack: .*shape \[\*, \*\]"),
+        (lambda: ops.pack(torch.zeros(2, 3, dtype=torch.uint8), 9), "bits from 2 to 8, got 9"),
+        (
+            lambda: ops.unpack(torch.zeros(2, 3, dtype=torch.int32), 4, 33),
+            r"unpack: expected words of shape \[\*, 5\], got \[2, 3\]",
+        ),
+        (
+            lambda: ops.unpack(torch.zeros(2, 3, dtype=torch.int32), 4, -1),
+            "unpack: expected cols of 0 or more, got -1",
+        ),
+        (
+            lambda: ops.repack(torch.zeros(2, 3, dtype=torch.int32), 4, 33),
+            r"repack: expected qweight of shape \[\*, 5\], got \[2, 3\]",
+        ),
+        (
+            lambda: ops.unrepack(torch.zeros(7, dtype=torch.uint8), 4, 2, 3),
+            r"unrepack: expected tiles of shape \[128\], got \[7\]",
+        ),
+    ],
+)
+def test_refusals_say_what_was_expected(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_opcheck():
+    codes = random_codes(3, 33, 5)
+    words = ops.pack(codes, 5)
+    tiles = ops.repack(words, 5, 33)
+    for op, args in (
+        (torch.ops.mmq.pack, (codes, 5)),
+        (torch.ops.mmq.unpack, (words, 5, 33)),
+        (torch.ops.mmq.repack, (words, 5, 33)),
+        (torch.ops.mmq.unrepack, (tiles, 5, 3, 33)),
+    ):
+        torch.library.opcheck(op.default, args)
