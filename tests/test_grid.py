@@ -118,6 +118,15 @@ def test_clip_search_never_raises_the_stated_error(kind, weighted):
     assert after < 0.95 * before
 
 
+def test_importance_sets_the_exponent_to_2():
+    w = weights(4, 64) ** 3
+    weighted = find_grid(w, QuantSpec(3, 16, clip="mse"), torch.full((64,), 2.0))
+    squared = find_grid(w, QuantSpec(3, 16, clip="mse", clip_exponent=2.0))
+    other = find_grid(w, QuantSpec(3, 16, clip="mse"))
+    assert torch.equal(weighted.scales, squared.scales)
+    assert not torch.equal(weighted.scales, other.scales)
+
+
 def test_clip_search_agrees_with_exhaustive_search():
     w = weights(3, 12)
     spec = QuantSpec(2, 6, clip="mse", clip_steps=10, clip_shrink=0.5, scale_dtype="float32")
