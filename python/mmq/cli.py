@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mmq.quantize import Progress
     from torch import nn
+
+    from mmq.quantize import Progress
 
 METHODS = ("uniform", "rtn", "gptq", "awq")
 
@@ -89,10 +90,9 @@ def _recipe(args: argparse.Namespace) -> Any:
 
 
 def _quantize(args: argparse.Namespace) -> None:
-    from mmq_evals.calibration import calibration_samples
-
     import mmq
     from mmq.errors import MmqError
+    from mmq_evals.calibration import calibration_samples
 
     out = Path(args.out)
     if out.exists() and not args.overwrite:
