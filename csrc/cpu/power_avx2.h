@@ -3,6 +3,8 @@
 // Include it above MMQ_AVX2_BEGIN; it opens its own target region.
 #pragma once
 
+#if defined(__x86_64__)
+
 #include "cpu/target_avx2.h"
 
 MMQ_AVX2_BEGIN
@@ -59,3 +61,5 @@ inline __m256 power(__m256 x, __m256 exponent) {
 }  // namespace
 }  // namespace mmq::cpu
 MMQ_AVX2_END
+
+#endif

@@ -7,7 +7,9 @@
 // allocates and forks stands below MMQ_AVX2_END.
 #pragma once
 
+#if defined(__x86_64__)
 #include <immintrin.h>
+#endif
 
 #if defined(__clang__)
 #define MMQ_AVX2_BEGIN \

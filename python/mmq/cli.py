@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mmq.quantize import Progress
     from torch import nn
+
+    from mmq.quantize import Progress
 
 METHODS = ("uniform", "rtn", "gptq", "awq")
 
@@ -89,10 +91,9 @@ def _recipe(args: argparse.Namespace) -> Any:
 
 
 def _quantize(args: argparse.Namespace) -> None:
-    from mmq_evals.calibration import calibration_samples
-
     import mmq
     from mmq.errors import MmqError
+    from mmq_evals.calibration import calibration_samples
 
     out = Path(args.out)
     if out.exists() and not args.overwrite:
