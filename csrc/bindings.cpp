@@ -98,9 +98,8 @@ void bind_gptq_block(uintptr_t w, uintptr_t u, uintptr_t scales, uintptr_t zeros
           "a factor with a positive, finite diagonal", factor[i * cols + i]);
   py::gil_scoped_release release;
   cpu::kernels().gptq_block({pointer<const float>(w), factor, pointer<const float>(scales),
-                             pointer<const float>(zeros), group,
-                             pointer<uint8_t>(codes), pointer<float>(errors), n, cols, groups, bits,
-                             float_zero, min_code});
+                             pointer<const float>(zeros), group, pointer<uint8_t>(codes),
+                             pointer<float>(errors), n, cols, groups, bits, float_zero, min_code});
 }
 
 void bind_awq_errors(uintptr_t w, uintptr_t candidates, uintptr_t factor, uintptr_t errors,

@@ -421,8 +421,8 @@ def gptq_block(
 
     Returns (codes uint8 [n, cols], errors float32 [n, cols]), bit-identical in all
     implementations. Rows do not influence each other; a row with a NaN gets code ``min_code`` and
-    NaN errors from there on. Raises ValueError for a dtype or shape that does not fit, a group index
-    that is out of range, or a diagonal of u that is not positive and finite.
+    NaN errors from there on. Raises ValueError for a dtype or shape that does not fit, a group
+    index that is out of range, or a diagonal of u that is not positive and finite.
     """
     return torch.ops.mmq.gptq_block(  # type: ignore[no-any-return]
         w, u, scales, zeros, group_of, bits, float_zero, min_code
@@ -471,6 +471,8 @@ def _awq_errors_cpu(
     scale_dtype: str,
 ) -> Tensor:
     errors = _awq_errors_out(w, candidates, factor, bits, group_size, kind, scale_dtype)
+    usable = bool((torch.isfinite(candidates) & (candidates > 0)).all())
+    _require(usable, "awq_errors", "positive, finite candidates", "others")
     w, candidates, factor = w.contiguous(), candidates.contiguous(), factor.contiguous()
     _C.awq_errors(
         w.data_ptr(),
@@ -508,7 +510,9 @@ def awq_errors(
       kind: "integer", "float", "symmetric" or "restricted"; the min-max grid of each group.
       scale_dtype: the storage type that scales are rounded to first.
 
-    Returns float64 [count].
+    Returns float64 [count]; NaN where a weight is NaN or a scale overflows. The sums do not depend
+    on the number of threads. Raises ValueError for a dtype or shape that does not fit and for
+    candidates that are not positive and finite.
     """
     return torch.ops.mmq.awq_errors(  # type: ignore[no-any-return]
         w, candidates, factor, bits, group_size, kind, scale_dtype
@@ -603,7 +607,8 @@ def grid_search(
     sum importance * |w - w_hat| ** exponent is kept (importance: float32 [k], default ones).
 
     Returns (scales, zeros), float32 [n, G], rounded to ``scale_dtype``: zeros are integers
-    (2**(bits-1) for symmetric kinds), or minima for kind "float".
+    (2**(bits-1) for symmetric kinds), or minima for kind "float". A group with a NaN gets a NaN
+    scale; a scale or minimum beyond ``scale_dtype`` is infinite: callers refuse both.
     """
     return torch.ops.mmq.grid_search(  # type: ignore[no-any-return]
         w, importance, bits, group_size, kind, scale_dtype, steps, shrink, exponent

@@ -8,6 +8,7 @@ in :mod:`mmq_ext.ops`: n out-features, k in-features, G = ceil(k / group_size) g
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import torch
@@ -266,12 +267,11 @@ def _spread(per_group: Tensor, group_size: int, k: int) -> Tensor:
     return per_group.repeat_interleave(group_size, dim=1)[:, :k]
 
 
-def _ranges(w: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
-    """The minimum and maximum of every row and group, [n, G] each; NaN if the group has one."""
-    parts = w.split(group_size, dim=1)
-    low = torch.stack([part.amin(dim=1) for part in parts], dim=1)
-    high = torch.stack([part.amax(dim=1) for part in parts], dim=1)
-    return low, high
+def _per_group(w: Tensor, group_size: int, reduce: Callable[..., Tensor]) -> Tensor:
+    """[n, k] to [n, G]: ``reduce`` over each group of each row."""
+    if w.shape[1] == 0:
+        return w.new_empty((w.shape[0], 0))
+    return torch.stack([reduce(part, dim=1) for part in torch.split(w, group_size, dim=1)], dim=1)
 
 
 # --- gptq_block -------------------------------------------------------------------------------
@@ -330,8 +330,8 @@ def awq_errors(
     (value, division, difference: |dD| <= u (2 |What| + |D|), second order left to the factor below)
     and k times along the longest add chain of y, hence per element
     |dy| <= u (k |D| + 2 |What| + |D|) |F|^T, and |d sum y^2| <= sum (2 |y| |dy| + dy^2) plus one
-    float64 rounding per term. The whole is widened by 1 % for the second-order terms. For the
-    float zero, value takes two roundings and is bounded by (Q scale + |zero|) / s instead of |What|.
+    float64 rounding per term. The whole is widened by 1 % for the second-order terms. For the float
+    zero the value takes two roundings, bounded with 2 q scale + |zero| instead of 2 |What| s.
 
     Returns (errors, bound), float64 [count] each.
     """
@@ -341,9 +341,10 @@ def awq_errors(
     factor64 = factor.double()
     for s in candidates:
         scaled = w * s
+        low = _per_group(scaled, group_size, torch.amin)
+        high = _per_group(scaled, group_size, torch.amax)
         scale, zero = (
-            _spread(part, group_size, k)
-            for part in make_grid(*_ranges(scaled, group_size), bits, kind, scale_dtype)
+            _spread(part, group_size, k) for part in make_grid(low, high, bits, kind, scale_dtype)
         )
         code = codes_of(scaled, scale, zero, bits, float_zero, _min_code(kind)).double()
         value = values_of(code, scale.double(), zero.double(), float_zero) / s.double()
@@ -389,9 +390,10 @@ def grid_errors(
     Returns (errors float64, scales float32, zeros float32), [P, n, G] each; the errors are
     sum importance * |w - w_hat| ** exponent over the group.
     """
-    n, k = w.shape
+    k = w.shape[1]
     float_zero = kind == "float"
-    low, high = _ranges(w, group_size)
+    low = _per_group(w, group_size, torch.amin)
+    high = _per_group(w, group_size, torch.amax)
     weight = torch.ones(k, dtype=torch.float64) if importance is None else importance.double()
     errors, scales, zeros = [], [], []
     for p in shrink_factors(steps, shrink):
@@ -400,9 +402,7 @@ def grid_errors(
         code = codes_of(w, wide_scale, wide_zero, bits, float_zero, _min_code(kind))
         miss = (w - values_of(code, wide_scale, wide_zero, float_zero)).abs().double()
         term = weight * (miss * miss if exponent == 2.0 else miss**exponent)
-        errors.append(
-            torch.stack([part.sum(dim=1) for part in term.split(group_size, dim=1)], dim=1)
-        )
+        errors.append(_per_group(term, group_size, torch.sum))
         scales.append(scale)
         zeros.append(zero)
     return torch.stack(errors), torch.stack(scales), torch.stack(zeros)

@@ -78,18 +78,17 @@ def test_uniform_per_tensor_is_the_formula_of_the_study():
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(kind.values()))
 @pytest.mark.parametrize("bits", range(2, 9))
-@pytest.mark.parametrize("value", [0.0, 0.75, -0.75, 1e-30])
-@pytest.mark.parametrize("clip", ["none", "mse"])
-@pytest.mark.parametrize("group_size", [-1, 1, 3])
-def test_constant_zero_and_single_element_groups(kind, bits, value, clip, group_size):
-    w = torch.full((2, 4), value)
-    grid = find_grid(w, QuantSpec(bits, group_size, clip=clip, clip_steps=4, **kind))
-    values = dequantize(quantize(w, grid), grid)
-    assert bool(torch.isfinite(values).all())
-    assert bool((grid.scales > 0).all())
+def test_constant_zero_and_single_element_groups(kind, bits):
     # The full symmetric grid reaches 2/3 of +a at 2 bits; tiny numbers may become 0.
     reach = 0.34 if kind == {"zero": "symmetric"} and bits == 2 else 0.15
-    assert float((values - w).abs().max()) <= reach * abs(value) + 1e-4
+    values = (0.0, 0.75, -0.75, 1e-30)
+    for value, clip, group_size in itertools.product(values, ("none", "mse"), (-1, 1, 3)):
+        w = torch.full((2, 4), value)
+        grid = find_grid(w, QuantSpec(bits, group_size, clip=clip, clip_steps=4, **kind))
+        found = dequantize(quantize(w, grid), grid)
+        assert bool(torch.isfinite(found).all())
+        assert bool((grid.scales > 0).all())
+        assert float((found - w).abs().max()) <= reach * abs(value) + 1e-4
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(kind.values()))
@@ -117,6 +116,15 @@ def test_clip_search_never_raises_the_stated_error(kind, weighted):
     before = clip_error(w, find_grid(w, plain), weight, exponent)
     after = clip_error(w, find_grid(w, clip, importance), weight, exponent)
     assert after < 0.95 * before
+
+
+def test_importance_sets_the_exponent_to_2():
+    w = weights(4, 64) ** 3
+    weighted = find_grid(w, QuantSpec(3, 16, clip="mse"), torch.full((64,), 2.0))
+    squared = find_grid(w, QuantSpec(3, 16, clip="mse", clip_exponent=2.0))
+    other = find_grid(w, QuantSpec(3, 16, clip="mse"))
+    assert torch.equal(weighted.scales, squared.scales)
+    assert not torch.equal(weighted.scales, other.scales)
 
 
 def test_clip_search_agrees_with_exhaustive_search():

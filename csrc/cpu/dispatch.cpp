@@ -39,8 +39,8 @@ namespace {
 // Best first.
 const Kernels kTable[] = {
 #if defined(__x86_64__)
-    {"avx2", avx2::supported, avx2::packed_gemm, avx2::gptq_block, scalar::awq_errors,
-     scalar::grid_search},
+    {"avx2", avx2::supported, avx2::packed_gemm, avx2::gptq_block, avx2::awq_errors,
+     avx2::grid_search},
 #endif
     {"scalar", [] { return true; }, scalar::packed_gemm, scalar::gptq_block, scalar::awq_errors,
      scalar::grid_search},

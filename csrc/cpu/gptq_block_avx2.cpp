@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// gptq_block for AVX2: the operations of gptq_block_scalar.cpp in the same order per weight, without
-// fused multiply-add, hence the same bits.
+// gptq_block for AVX2: the operations of gptq_block_scalar.cpp in the same order per weight,
+// without fused multiply-add, hence the same bits.
 //
 // A tile is kTileRows rows of the block, stored column by column:
 //
@@ -8,8 +8,8 @@
 //   errors[column][kTileRows]    shuffle; both stay in L1/L2 for the whole recursion.
 //
 // Columns advance in strips of kStrip. Inside a strip each column updates the rest of the strip at
-// once; the columns beyond it wait and then take the strip's kStrip updates in column order with one
-// load and one store. A weight sees the same subtractions in the same order either way.
+// once; the columns beyond it wait and then take the strip's kStrip updates in column order with
+// one load and one store. A weight sees the same subtractions in the same order either way.
 #include <algorithm>
 #include <vector>
 
@@ -109,8 +109,8 @@ void strip(const GptqBlockArgs& a, const int32_t* slot_of, const Tile& tile, int
       const __m256 u = _mm256_broadcast_ss(u_row + j);
       float* later = tile.w + j * kTileRows;
       for (int v = 0; v < kVectors; ++v)
-        _mm256_store_ps(later + 8 * v, _mm256_sub_ps(_mm256_load_ps(later + 8 * v),
-                                                     _mm256_mul_ps(error[v], u)));
+        _mm256_store_ps(later + 8 * v,
+                        _mm256_sub_ps(_mm256_load_ps(later + 8 * v), _mm256_mul_ps(error[v], u)));
     }
   }
 }
@@ -124,8 +124,8 @@ void trail(float* w, const float* errors, const float* u, int64_t columns) {
     for (int64_t j = 0; j < columns; ++j) {
       __m256 later = _mm256_load_ps(w + j * kTileRows);
       for (int i = 0; i < kStrip; ++i)
-        later = _mm256_sub_ps(later,
-                              _mm256_mul_ps(error[i], _mm256_broadcast_ss(u + j * kStrip + i)));
+        later =
+            _mm256_sub_ps(later, _mm256_mul_ps(error[i], _mm256_broadcast_ss(u + j * kStrip + i)));
       _mm256_store_ps(w + j * kTileRows, later);
     }
   }

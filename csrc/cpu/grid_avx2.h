@@ -3,6 +3,8 @@
 // Include it above MMQ_AVX2_BEGIN; it opens its own target region.
 #pragma once
 
+#if defined(__x86_64__)
+
 #include "cpu/grid.h"
 #include "cpu/target_avx2.h"
 
@@ -74,3 +76,5 @@ inline void transpose8(__m256 (&m)[8]) {
 }  // namespace
 }  // namespace mmq::cpu
 MMQ_AVX2_END
+
+#endif

@@ -38,7 +38,8 @@ void grid_search(const GridSearchArgs& a) {
       double least = std::numeric_limits<double>::infinity();
       for (int i = 0; i < candidates; ++i) {
         const float p = shrink_factor(i, a.steps);
-        const GroupGrid grid = make_grid(p * range.low, p * range.high, a.bits, a.kind, a.scale_type);
+        const GroupGrid grid =
+            make_grid(p * range.low, p * range.high, a.bits, a.kind, a.scale_type);
         const double error =
             candidates == 1 ? 0 : grid_error(w, importance, count, grid, rule, a.exponent);
         if (i == 0 || error < least) {

@@ -7,10 +7,12 @@
 // allocates and forks stands below MMQ_AVX2_END.
 #pragma once
 
+#if defined(__x86_64__)
 #include <immintrin.h>
+#endif
 
 #if defined(__clang__)
-#define MMQ_AVX2_BEGIN                                                                    \
+#define MMQ_AVX2_BEGIN \
   _Pragma("clang attribute push(__attribute__((target(\"avx2,fma,f16c\"))), apply_to = function)")
 #define MMQ_AVX2_END _Pragma("clang attribute pop")
 #else

@@ -42,7 +42,7 @@ Progress = Callable[[str, int, int], None]
 def evaluate(
     model: Any,
     processor: Any,
-    tasks: Sequence[str],
+    tasks: Sequence[str] | None,
     *,
     out_dir: Path,
     data: Data = "tiny",
@@ -58,7 +58,7 @@ def evaluate(
     Args:
         model: a BLIP-2 or LLaVA model of transformers, dense or with packed linears.
         processor: its processor.
-        tasks: names; `tasks_for` gives those that fit the model and the data.
+        tasks: names; None takes those that fit the model and the data, see `tasks_for`.
         out_dir: folder for the files, made if missing.
         data: ``"tiny"`` for the built-in data or the folder of a published dataset.
         split: ``"test"`` is the split that results are published on.
@@ -80,6 +80,10 @@ def evaluate(
     """
     if batch_size < 1:
         raise EvalError(f"batch_size: expected at least 1, got {batch_size}")
+    if tasks is None:
+        tasks = tasks_for(model, data)
+        if not tasks:
+            raise EvalError(f"data: {data} has no dataset for any task of {model_class(model)}")
     built = build_tasks(model, tasks, data, split, limit)
     common = _common_protocol(model, processor, batch_size)
     protocols = {name: _protocol(task, common, limit) for name, task in built.items()}
@@ -109,6 +113,7 @@ def evaluate(
         entry: dict[str, Any] = {
             "rows": parts[part].name,
             "primary": task.primary,
+            "shown": list(task.shown),
             "counts": {"rows": len(rows), "clusters": len(set(clusters_of(rows).values()))},
             "scores": {key: asdict(value) for key, value in task.score(rows, seed=seed).items()},
             "breakdown": task.breakdown(rows),
@@ -172,7 +177,8 @@ def format_result(result: dict[str, Any]) -> str:
             f"{entry['seconds']['predict']:.0f} s"
         )
         paired = entry.get("against_reference", {}).get("differences", {})
-        for metric, score in entry["scores"].items():
+        for metric in entry["shown"]:
+            score = entry["scores"][metric]
             line = (
                 f"  {metric:<24}{100 * score['value']:8.2f}  "
                 f"[{100 * score['low']:.2f}, {100 * score['high']:.2f}]"
@@ -185,7 +191,9 @@ def format_result(result: dict[str, Any]) -> str:
                 )
             lines.append(line + ("  *" if metric == entry["primary"] else ""))
         for baseline, scores in entry["baselines"].items():
-            shown = ", ".join(f"{key} {100 * value:.2f}" for key, value in scores.items())
+            shown = ", ".join(
+                f"{key} {100 * scores[key]:.2f}" for key in entry["shown"] if key in scores
+            )
             lines.append(f"  {baseline}: {shown}")
         for key, value in entry.get("against_reference", {}).get("agreement", {}).items():
             lines.append(f"  {key}: {100 * value:.2f}")

@@ -84,6 +84,16 @@ def relative_magnitude(weights: Tensor, group_size: int) -> Tensor:
     return (magnitude / spread(largest, k, group_size).clamp_min(SMALLEST**2)).mean(dim=0)
 
 
+def _relative_magnitude_of_all(weights: Sequence[Tensor], specs: Sequence[QuantSpec]) -> Tensor:
+    """The same over the rows of all weights, each with its own groups."""
+    rows = sum(weight.shape[0] for weight in weights)
+    parts = [
+        weight.shape[0] / rows * relative_magnitude(weight, spec.row_group_size(weight.shape[1]))
+        for weight, spec in zip(weights, specs, strict=True)
+    ]
+    return torch.stack(parts).sum(dim=0)
+
+
 def scale_candidates(
     mean_abs: Tensor, options: AwqOptions, relative: Tensor | None = None
 ) -> tuple[list[float], Tensor]:
@@ -111,7 +121,7 @@ def awq_scales(
     weights: Sequence[Tensor],
     mean_abs: Tensor,
     factor: Tensor,
-    spec: QuantSpec,
+    spec: QuantSpec | Sequence[QuantSpec],
     options: AwqOptions | None = None,
     *,
     source_rows: Tensor | None = None,
@@ -123,7 +133,7 @@ def awq_scales(
       weights: floating point [n_i, k] each; their output errors are summed.
       mean_abs: float [k], mean |x| over all real tokens.
       factor: float32 [rows, k], see :func:`error_factor`.
-      spec: the grid; the search uses its range from min to max.
+      spec: the grid of all weights, or one per weight; the search uses ranges from min to max.
       options: the exponents and the form of the candidates.
       source_rows: int64 [k], the producer's channel that each in-feature copies, where several
         copy one (value heads shared by query heads): those get one scale. None is one to one.
@@ -133,34 +143,37 @@ def awq_scales(
     finite or do not fit, and for one scale per tensor, which channel scales cannot help.
     """
     options = AwqOptions() if options is None else options
-    for weight in weights:
+    specs = [spec] * len(weights) if isinstance(spec, QuantSpec) else list(spec)
+    if not weights or len(specs) != len(weights):
+        raise MmqError(f"{name}: expected a grid per weight, got {len(specs)}, {len(weights)}")
+    k = mean_abs.shape[0]
+    for weight, grid in zip(weights, specs, strict=True):
         check_weight(weight, name)
-    stacked = torch.cat([weight.detach().float() for weight in weights])
-    k = stacked.shape[1]
-    if spec.per_tensor:
-        raise MmqError(f"{name}: expected a scale per channel or group for AWQ, got per_tensor")
-    if mean_abs.shape != (k,) or factor.shape[-1] != k:
-        raise MmqError(
-            f"{name}: expected input statistics of {k} in-features, got mean_abs "
-            f"{list(mean_abs.shape)} and factor {list(factor.shape)}"
-        )
+        if grid.per_tensor:
+            raise MmqError(f"{name}: expected a scale per channel or group for AWQ, got per_tensor")
+        if weight.shape[1] != k or factor.shape[-1] != k:
+            raise MmqError(
+                f"{name}: expected statistics of {weight.shape[1]} in-features, got mean_abs "
+                f"{list(mean_abs.shape)} and factor {list(factor.shape)}"
+            )
     if not bool(torch.isfinite(mean_abs).all()) or not bool(torch.isfinite(factor).all()):
         raise MmqError(f"{name}: expected finite input statistics, got NaN or infinity")
-    group_size = spec.row_group_size(k)
-    relative = relative_magnitude(stacked, group_size) if options.weight_aware else None
+    relative = _relative_magnitude_of_all(weights, specs) if options.weight_aware else None
     if source_rows is not None:
         mean_abs = shared_mean(mean_abs, source_rows)
         relative = None if relative is None else shared_mean(relative, source_rows)
     alphas, candidates = scale_candidates(mean_abs, options, relative)
-    errors = ops.awq_errors(
-        stacked,
-        candidates,
-        factor,
-        bits=spec.bits,
-        group_size=group_size,
-        kind=spec.kind,
-        scale_dtype=spec.scale_dtype,
-    )
+    errors = torch.zeros(len(alphas), dtype=torch.float64)
+    for weight, grid in zip(weights, specs, strict=True):
+        errors += ops.awq_errors(
+            weight.detach().float(),
+            candidates,
+            factor,
+            bits=grid.bits,
+            group_size=grid.row_group_size(k),
+            kind=grid.kind,
+            scale_dtype=grid.scale_dtype,
+        )
     best = 0
     for i in range(1, len(alphas)):  # Not argmin: ties, and NaN, must not win.
         if float(errors[i]) < float(errors[best]):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,7 @@ class Call:
     rest: dict[str, Any]
 
 
-class _Enough(Exception):
+class _EnoughError(Exception):
     """Raised inside a forward pass when nothing more of it is needed."""
 
 
@@ -98,13 +98,10 @@ def run_model(
                 hook(index, module, args, kwargs)
                 seen += 1
                 if seen == limit:
-                    raise _Enough
+                    raise _EnoughError
 
-            with hooked(modules, count):
-                try:
-                    model(**batch, **dict(extra))
-                except _Enough:
-                    pass
+            with hooked(modules, count), suppress(_EnoughError):
+                model(**batch, **dict(extra))
             if index == 0:
                 expected.append(seen)
 
@@ -152,8 +149,8 @@ def gather(
 ) -> None:
     """Runs all calls through ``block`` and adds what the given linears read.
 
-    At most ``max_tokens`` tokens of each row of each call are taken, evenly spread. Raises MmqError,
-    naming the linear, for inputs that are not finite.
+    At most ``max_tokens`` tokens of each row of each call are taken, evenly spread.
+    Raises MmqError, naming the linear, for inputs that are not finite.
     """
 
     def add(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

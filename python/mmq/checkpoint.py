@@ -126,8 +126,9 @@ def load_processor(folder: str | Path) -> Any:
         return None
     from transformers import AutoProcessor
 
+    loader: Any = AutoProcessor
     try:
-        return AutoProcessor.from_pretrained(folder, local_files_only=True)
+        return loader.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise MmqError(f"{folder}: expected a processor, got {_line(error)}") from error
 
@@ -139,6 +140,9 @@ def _write(model: Any, target: Path, processor: Any, manifest: Manifest | None) 
     config["architectures"] = [type(model).__name__]
     config["dtype"] = str(model.dtype).removeprefix("torch.")
     config.pop("quantization_config", None)
+    for part in config.values():
+        if isinstance(part, dict):
+            part.pop("dtype", None)  # The loader writes it into the parts; the model's counts.
     layouts = {
         path: module.layout.to_dict()
         for path, module in model.named_modules()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mmq.quantize import Progress
     from torch import nn
+
+    from mmq.quantize import Progress
 
 METHODS = ("uniform", "rtn", "gptq", "awq")
 
@@ -43,9 +45,13 @@ def _model_folder(name: str) -> Path:
 
 def _load(name: str) -> tuple[nn.Module, Any]:
     from mmq.checkpoint import load, load_processor
+    from mmq.errors import MmqError
 
     folder = _model_folder(name)
-    return load(folder), load_processor(folder)
+    processor = load_processor(folder)
+    if processor is None:
+        raise MmqError(f"{folder}: expected a processor beside the model, got none")
+    return load(folder), processor
 
 
 def _inspect(args: argparse.Namespace) -> None:
@@ -85,19 +91,17 @@ def _recipe(args: argparse.Namespace) -> Any:
 
 
 def _quantize(args: argparse.Namespace) -> None:
-    from mmq_evals.calibration import calibration_samples
-
     import mmq
     from mmq.errors import MmqError
+    from mmq_evals.calibration import calibration_samples
 
     out = Path(args.out)
     if out.exists() and not args.overwrite:
         raise MmqError(f"out: expected a new folder (or --overwrite), got {out}")
     recipe = _recipe(args)
-    folder = _model_folder(args.model)
     model, processor = _load(args.model)
     samples = calibration_samples(
-        folder, model, processor, data=args.data, count=recipe.calibration.samples, seed=recipe.seed
+        model, processor, data=_data(args), count=recipe.calibration.samples, seed=recipe.seed
     )
     manifest = mmq.quantize(
         model,
@@ -111,17 +115,21 @@ def _quantize(args: argparse.Namespace) -> None:
     print(f"saved to {out}")
 
 
+def _data(args: argparse.Namespace) -> Any:
+    return "tiny" if args.data == "tiny" else Path(args.data)
+
+
 def _eval(args: argparse.Namespace) -> None:
-    from mmq_evals.run import evaluate, format_result, tasks_for
+    from mmq_evals.run import evaluate, format_result
 
     model, processor = _load(args.model)
-    tasks = tasks_for(model) if args.tasks is None else args.tasks.split(",")
+    tasks = None if args.tasks is None else args.tasks.split(",")
     result = evaluate(
         model,
         processor,
         tasks,
         out_dir=Path(args.out),
-        data="tiny" if args.data == "tiny" else Path(args.data),
+        data=_data(args),
         limit=args.limit,
         batch_size=args.batch_size,
         reference=None if args.reference is None else Path(args.reference),
@@ -194,6 +202,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     args = _parser().parse_args(argv)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     from mmq.errors import MmqError
 

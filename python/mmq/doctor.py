@@ -67,7 +67,6 @@ def diagnose() -> dict[str, Any]:
 def _kernels_agree() -> bool:
     """One small packed product against the same product of the dequantized weight."""
     from mmq.linear import QuantLinear
-
     from mmq.spec import QuantSpec
 
     generator = torch.Generator().manual_seed(0)

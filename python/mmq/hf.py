@@ -14,12 +14,12 @@ from typing import Any, Final
 
 import torch
 from torch import nn
-from transformers.quantizers import (
-    HfQuantizer,
+from transformers.quantizers.auto import (
+    AUTO_QUANTIZER_MAPPING,
     register_quantization_config,
     register_quantizer,
 )
-from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from mmq.errors import MmqError
@@ -40,7 +40,7 @@ def check_format_version(version: object, where: str) -> None:
         )
 
 
-class MmqConfig(QuantizationConfigMixin):  # type: ignore[misc]
+class MmqConfig(QuantizationConfigMixin):
     """The ``quantization_config`` of a packed model: plain data.
 
     ``modules`` maps module paths to the fields of ``mmq.linear.Layout``; it is the truth about what
@@ -65,7 +65,7 @@ class MmqConfig(QuantizationConfigMixin):  # type: ignore[misc]
             raise MmqError(f"{where}: expected quant_method {QUANT_METHOD}, got {quant_method!r}")
         if not isinstance(modules, Mapping) or not modules:
             raise MmqError(f"{where}.modules: expected a table of packed modules, got {modules!r}")
-        self.quant_method = quant_method
+        self.quant_method = quant_method  # type: ignore[assignment]  # Third parties have a str.
         self.format_version = format_version
         self.version = version
         self.modules = {path: dict(layout) for path, layout in modules.items()}
@@ -76,20 +76,17 @@ class MmqConfig(QuantizationConfigMixin):  # type: ignore[misc]
         return {path: Layout.from_dict(path, data) for path, data in self.modules.items()}
 
 
-class MmqHfQuantizer(HfQuantizer):  # type: ignore[misc]
+class MmqHfQuantizer(HfQuantizer):
     """Fills packed layers while transformers loads a checkpoint; it never quantizes."""
 
     requires_calibration = True
 
-    def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
+    def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
         dtype = model.dtype
         # transformers keeps some parts in float32 when it loads float16; they compute in it too.
-        kept = getattr(model, "_keep_in_fp32_modules", None) or []
-        if dtype == torch.float16:
-            kept = [*kept, *_kept_in_float32(model)]
-        else:
-            kept = []
-        replace_linears(model, self.quantization_config.layouts(), dtype=dtype, float32=kept)
+        kept = _kept_in_float32(model) if dtype == torch.float16 else []
+        config: Any = self.quantization_config
+        replace_linears(model, config.layouts(), dtype=dtype, float32=kept)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         for path, module in model.named_modules():
@@ -147,7 +144,7 @@ def replace_linears(
 
 
 def _kept_in_float32(model: nn.Module) -> list[str]:
-    """The names that submodels keep in float32, such as T5's wo."""
+    """Names that the model and its parts keep in float32, such as qformer and T5's wo."""
     lists = (getattr(module, "_keep_in_fp32_modules", None) for module in model.modules())
     return [name for names in lists if names for name in names]
 

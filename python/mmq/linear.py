@@ -15,13 +15,13 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, Literal, get_args
 
 import torch
-from mmq_ext import ops
 from torch import Tensor, nn
 
 from mmq.errors import MmqError
 from mmq.packed import TENSOR_NAMES, PackedWeight
 from mmq.rtn import rtn
 from mmq.spec import BITS, SCALE_DTYPES, QuantSpec, ScaleDtype, Zero
+from mmq_ext import ops
 
 Mode = Literal["exact", "int8"]
 
@@ -190,7 +190,7 @@ class QuantLinear(nn.Module):
     def from_float(
         cls, linear: nn.Linear, spec: QuantSpec, *, mode: Mode = "exact", name: str = "weight"
     ) -> QuantLinear:
-        """Rounds ``linear`` to nearest on the grid ``spec``. Raises MmqError that names ``name``."""
+        """Rounds ``linear`` to nearest on the grid ``spec``. Errors name ``name``."""
         packed, _ = rtn(linear.weight.detach(), spec, name=name)
         return cls.replacing(linear, packed, mode=mode)
 
@@ -307,7 +307,9 @@ class QuantLinear(nn.Module):
         if self.tiles is None or self.affine is None:
             raise MmqError("packed linear: expected a prepared layer, got a canonical one")
         if x.shape[-1] != self.in_features:
-            raise MmqError(f"packed linear: expected [..., {self.in_features}], got {list(x.shape)}")
+            raise MmqError(
+                f"packed linear: expected [..., {self.in_features}], got {list(x.shape)}"
+            )
         y = ops.packed_gemm(
             x.reshape(-1, self.in_features),
             self.tiles,
@@ -322,12 +324,14 @@ class QuantLinear(nn.Module):
         )
         return y.reshape(*x.shape[:-1], self.out_features)
 
-    def dequantize(self) -> nn.Linear:
-        """A dense linear of the compute dtype with the same function."""
-        dense = nn.Linear(
-            self.in_features, self.out_features, self.bias is not None, device="meta"
-        )
-        weight = self.packed.effective_weight().to(self.compute_dtype)
+    def dequantize(self) -> Tensor:
+        """The effective weight, float32 [n, k]: y = x @ W_hat.T + bias."""
+        return self.packed.effective_weight()
+
+    def to_dense(self) -> nn.Linear:
+        """A dense linear of the compute dtype with the same function, up to rounding to it."""
+        dense = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
+        weight = self.dequantize().to(self.compute_dtype)
         dense.weight = nn.Parameter(weight, requires_grad=False)
         if self.bias is not None:
             dense.bias = nn.Parameter(self.bias.detach().clone(), requires_grad=False)
@@ -362,7 +366,7 @@ class QuantLinear(nn.Module):
             moved = fn(tensor)
             kept[name] = moved if moved.dtype == dtype else tensor.to(moved.device)
             self._buffers[name] = None
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, tensor in kept.items():
             self._buffers[name] = tensor
         if probe.dtype in _INPUT_DTYPES:
@@ -374,7 +378,7 @@ class QuantLinear(nn.Module):
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[no-untyped-call]
+        super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.qweight is None:
             destination[prefix + "qweight"] = self._canonical_qweight()
 
@@ -397,7 +401,7 @@ class QuantLinear(nn.Module):
         ready = self.is_ready
         if ready:
             self.restore()
-        super()._load_from_state_dict(  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
         if not error_msgs and not self.scales.is_meta:

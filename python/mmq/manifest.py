@@ -25,11 +25,11 @@ _PACKAGES: Final = ("mmq", "torch", "transformers", "numpy")
 class LinearRecord:
     """One packed linear.
 
-    ``spec`` is the grid (the fields of QuantSpec), ``options`` those of its method. ``relative_error``
-    is the mean of |(W_hat - W) x|^2 over that of |W x|^2 on the calibration inputs, None without
-    any. ``tokens`` is how many of them were seen. ``alpha`` is AWQ's exponent, ``fold`` the producer
-    that took 1/s (None: no scale, or ``in_scale``). ``damp`` is GPTQ's share of the mean diagonal.
-    ``stored_bytes`` counts the packed tensors without the bias.
+    ``spec`` is the grid (the fields of QuantSpec), ``options`` those of its method.
+    ``relative_error`` is the mean of |(W_hat - W) x|^2 over that of |W x|^2 on the calibration
+    inputs, None without any. ``tokens`` is how many of them were seen. ``alpha`` is AWQ's exponent,
+    ``fold`` the producer that took 1/s (None: no scale, or ``in_scale``). ``damp`` is GPTQ's share
+    of the mean diagonal. ``stored_bytes`` counts the packed tensors without the bias.
     """
 
     path: str

@@ -9,6 +9,7 @@ produce, and the block's outputs with rounded weights are the next block's input
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 import torch
-from mmq_ext import cpu_isa
 from torch import Tensor, nn
 
 from mmq.architectures import Stack
@@ -30,19 +30,21 @@ from mmq.awq import (
 from mmq.calibrate import Call, advance, calibrating, capture, gather, gather_from_model, run_block
 from mmq.checkpoint import MANIFEST_ATTRIBUTE
 from mmq.errors import MmqError
-from mmq.fold import fold_into_linear, fold_into_norm
+from mmq.fold import fold_into_linear, fold_into_norm, scale_inputs
 from mmq.gptq import gptq
 from mmq.grid import check_weight
 from mmq.hessian import Hessian, InputStats, rescale_hessian
 from mmq.linear import QuantLinear
 from mmq.manifest import DenseRecord, LinearRecord, Manifest, component_totals, versions
 from mmq.models import LinearUnit, architecture_of, blocks_of, unlisted_linears
+from mmq.options import AwqOptions, GptqOptions
 from mmq.plan import LayerPlan, Plan, plan
 from mmq.recipe import Recipe
 from mmq.report import Report
 from mmq.rtn import rtn
 from mmq.samples import Sample, check_samples, micro_batches, split_samples
 from mmq.stored import account
+from mmq_ext import cpu_isa
 
 LOGGER: Final = logging.getLogger(__name__)
 MICRO_BATCH: Final = 8  # Rows of equal shape run together; memory grows with it, results do not.
@@ -171,7 +173,9 @@ class _Run:
             for unit, layer in self.chosen:
                 if unit.stack == stack.name and unit.block is None:
                     found = heads or self._head_inputs([unit.path])
-                    self._pack(unit, layer, found.get(unit.path), self._head_scaling(unit, layer, found))
+                    self._pack(
+                        unit, layer, found.get(unit.path), self._head_scaling(unit, layer, found)
+                    )
 
     def _members(self, stack: Stack) -> list[Member]:
         return [
@@ -234,7 +238,8 @@ class _Run:
         if self.batches is None or not paths:
             return {}
         modules = {path: self.model.get_submodule(path) for path in paths}
-        hessians = {path: Hessian(int(m.in_features), name=path) for path, m in modules.items()}
+        width = {unit.path: unit.k for unit, _ in self.chosen}
+        hessians = {path: Hessian(width[path], name=path) for path in paths}
         gather_from_model(
             self.model,
             self.architecture,
@@ -276,7 +281,7 @@ class _Run:
         assert layer.spec is not None
         shared = unit.fold if folds and unit.fold is not None and unit.fold.repeat > 1 else None
         return awq_scales(
-            [self._weight(member) for member, _ in part],
+            [self._dense(member).weight for member, _ in part],
             stats.mean_abs,
             error_factor(stats, name=unit.path),
             layer.spec,
@@ -312,16 +317,18 @@ class _Run:
         if fold.kind == "norm":
             fold_into_norm(producer, search.scale)
         else:
-            fold_into_linear(producer, search.scale, fold)
+            assert isinstance(producer, nn.Linear)
+            per_row = torch.ones(fold.channels)
+            per_row[fold.source_rows()] = search.scale
+            fold_into_linear(producer, per_row, slice(fold.row_start, fold.row_stop))
         for unit, _ in part:
-            linear = self.model.get_submodule(unit.path)
-            linear.weight.data.mul_(search.scale.to(linear.weight.dtype))
+            scale_inputs(self._dense(unit), search.scale)
         return {unit.path: _Scaling(search, fold.producer, None) for unit, _ in part}
 
-    def _weight(self, unit: LinearUnit) -> Tensor:
-        weight = self.model.get_submodule(unit.path).weight
-        assert isinstance(weight, Tensor)
-        return weight.detach().float()
+    def _dense(self, unit: LinearUnit) -> nn.Linear:
+        linear = self.model.get_submodule(unit.path)
+        assert isinstance(linear, nn.Linear)
+        return linear
 
     def _pack(
         self,
@@ -333,7 +340,8 @@ class _Run:
         """Quantizes one linear, puts the packed one in its place, records and reports."""
         spec = layer.spec
         assert spec is not None
-        weight = self._weight(unit)
+        linear = self._dense(unit)
+        weight = linear.weight.detach().float()
         hessian = None if stats is None else stats.hessian
         in_scale = None if scaling is None else scaling.in_scale
         if in_scale is not None and hessian is not None:
@@ -356,8 +364,6 @@ class _Run:
                 clip_rows=_clip_rows(unit),
                 name=unit.path,
             )
-        linear = self.model.get_submodule(unit.path)
-        assert isinstance(linear, nn.Linear)
         replacement = QuantLinear.replacing(linear, packed)
         self.model.set_submodule(unit.path, replacement)
         self.records.append(_record(unit, layer, report, replacement, stats, scaling))
@@ -368,7 +374,10 @@ class _Run:
         elapsed = time.monotonic() - self.started
         eta = elapsed * (self._weights_total / self._weights_done - 1)
         LOGGER.info(
-            "%s: %s %d bit, relative error %s", unit.path, layer.method, report.bits,
+            "%s: %s %d bit, relative error %s",
+            unit.path,
+            layer.method,
+            report.bits,
             report.relative_error,
         )
         if self.progress is not None:
@@ -438,8 +447,8 @@ def _untie(model: Any, unit: LinearUnit) -> str:
     """Gives a tied head a weight of its own, in the model and in its configuration."""
     if any(stack.name == "encoder" for stack in architecture_of(model).stacks):
         raise MmqError(
-            f"{unit.path}: expected a head that can be untied; this model ties it together with its "
-            "encoder and decoder embeddings"
+            f"{unit.path}: expected a head that can be untied; this model ties it together with "
+            "its encoder and decoder embeddings"
         )
     linear = model.get_submodule(unit.path)
     linear.weight = nn.Parameter(linear.weight.detach().clone(), requires_grad=False)
@@ -448,7 +457,7 @@ def _untie(model: Any, unit: LinearUnit) -> str:
         if isinstance(keys, dict):
             for key in [key for key in keys if f"{unit.path}.weight".endswith(key)]:
                 del keys[key]
-        config = getattr(module, "config", None)
+        config: Any = getattr(module, "config", None)
         if getattr(config, "tie_word_embeddings", False):
             config.tie_word_embeddings = False
     return unit.path
@@ -462,7 +471,8 @@ def _record(
     stats: InputStats | None,
     scaling: _Scaling | None,
 ) -> LinearRecord:
-    options = {"gptq": layer.gptq, "awq": layer.awq}.get(layer.method)
+    used: dict[str, GptqOptions | AwqOptions] = {"gptq": layer.gptq, "awq": layer.awq}
+    options = used.get(layer.method)
     return LinearRecord(
         path=unit.path,
         component=unit.component,
@@ -515,7 +525,7 @@ def _manifest(run: _Run, used: int | None, sample_ids: list[str] | None) -> Mani
         dense=dense,
         unlisted=unlisted_linears(run.model),
         untied=run.untied,
-        coverage=run.plan.coverage.to_dict(),
+        coverage=json.loads(json.dumps(run.plan.coverage.to_dict())),
         components=component_totals(run.records, dense),
         parameters=sizes.parameters,
         packed_weights=sizes.packed_weights,

@@ -31,7 +31,7 @@ class Task(Protocol):
     """One task on one set of items.
 
     ``protocol`` is plain JSON data: all that a score depends on but the model's weights.
-    ``primary`` names the metric that stands for the task in a table.
+    ``primary`` names the metric that stands for the task in a table, ``shown`` those of a report.
     """
 
     @property
@@ -39,6 +39,9 @@ class Task(Protocol):
 
     @property
     def primary(self) -> str: ...
+
+    @property
+    def shown(self) -> tuple[str, ...]: ...
 
     @property
     def dataset(self) -> Dataset[Any]: ...

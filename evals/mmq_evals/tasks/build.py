@@ -38,8 +38,8 @@ K_TEST_TINY = 16
 K_TEST = 128
 
 # Training items from which baselines are chosen, of the tiny data.
-_TINY_TRAIN_SCENES = 2_000
-_TINY_TRAIN_QUESTIONS = 20_000
+_TINY_TRAIN_SCENES = 1_000
+_TINY_TRAIN_QUESTIONS = 5_000
 
 
 def model_class(model: Any) -> str:

@@ -44,8 +44,8 @@ PROTOCOLS: dict[str, tuple[str, Generation]] = {
 }
 
 # The best constant caption is chosen among the most frequent ones, on this many training images.
-_CONSTANT_CANDIDATES = 20
-_CONSTANT_IMAGES = 200
+_CONSTANT_CANDIDATES = 10
+_CONSTANT_IMAGES = 100
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class Captioning:
     limit: int | None = None
     name: str = "captioning"
     primary: str = "cider"
+    shown: tuple[str, ...] = ("cider", "rouge_l", "bleu_1", "bleu_4")
 
     def __post_init__(self) -> None:
         if self.decoding not in PROTOCOLS:

@@ -63,6 +63,11 @@ class Retrieval:
     name: str = "retrieval"
     primary: str = "r_mean"
 
+    @property
+    def shown(self) -> tuple[str, ...]:
+        each = tuple(f"{direction}_r{k}" for direction in ("txt", "img") for k in KS)
+        return (*each, "r_mean")
+
     def __post_init__(self) -> None:
         if self.k_test < 1:
             raise EvalError(f"k_test: expected at least 1, got {self.k_test}")
@@ -111,6 +116,9 @@ class Retrieval:
         np.put_along_axis(wanted, text_candidates, True, axis=1)
         np.put_along_axis(wanted.T, image_candidates, True, axis=1)
         pairs = np.argwhere(wanted)
+        # Texts of like length stand in one batch, so that little padding is computed.
+        lengths = texts["attention_mask"].sum(dim=1).numpy()
+        pairs = pairs[np.argsort(lengths[pairs[:, 1]], kind="stable")]
         step = batch_size * PAIRS_PER_IMAGE
         for start in range(0, len(pairs), step):
             image, text = pairs[start : start + step].T

@@ -77,6 +77,12 @@ class VisualQuestions:
         return "accuracy_lavis" if self.name == "gqa" else "accuracy_always"
 
     @property
+    def shown(self) -> tuple[str, ...]:
+        if self.name == "gqa":
+            return tuple(f"accuracy_{protocol}" for protocol in gqa.PROTOCOLS)
+        return "accuracy_always", "accuracy_official-2021"
+
+    @property
     def items(self) -> Sequence[VqaItem]:
         return self.dataset.items[: self.limit]
 

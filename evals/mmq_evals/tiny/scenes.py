@@ -44,7 +44,7 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
 # Number of scenes with a published id in each split. Training draws from its stream by number.
 SPLIT_SIZES: dict[Split, int] = {"train": 200_000, "calibration": 512, "test": 500}
 
-_RADIUS_PIXELS = {"small": (4.5, 5.5), "large": (7.5, 9.0)}
+_RADIUS_PIXELS = {"small": (4.5, 5.5), "large": (7.0, 8.5)}
 _COLUMNS = ("left", "", "right")
 _ROWS = ("top", "", "bottom")
 _INVERSE = {
@@ -55,6 +55,7 @@ _INVERSE = {
 }
 _NUMBERS = ("no", "one", "two", "three")
 _SUPERSAMPLE = 4
+_JITTER_PIXELS = 2.5
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,13 @@ def relation(a: Thing, b: Thing) -> str | None:
     return "above" if dy < 0 else "below"
 
 
+def _centre(rng: random.Random, radius: float) -> float:
+    """A coordinate near the middle of a patch, at least a pixel inside the picture."""
+    middle = (rng.randrange(IMAGE_PIXELS // PATCH_PIXELS) + 0.5) * PATCH_PIXELS
+    near = middle + rng.uniform(-_JITTER_PIXELS, _JITTER_PIXELS)
+    return min(max(near, radius + 1), IMAGE_PIXELS - 1 - radius)
+
+
 def _draw(rng: random.Random, count: int) -> Scene | None:
     """One attempt at a scene; None when its objects overlap or their places are ambiguous."""
     things: list[Thing] = []
@@ -147,8 +155,8 @@ def _draw(rng: random.Random, count: int) -> Scene | None:
             size,
             rng.choice(tuple(COLORS)),
             rng.choice(SHAPES),
-            rng.uniform(radius + 1, IMAGE_PIXELS - 1 - radius),
-            rng.uniform(radius + 1, IMAGE_PIXELS - 1 - radius),
+            _centre(rng, radius),
+            _centre(rng, radius),
             radius,
         )
         for other in things:
@@ -165,7 +173,7 @@ def _draw(rng: random.Random, count: int) -> Scene | None:
 
 def scene(split: Split, index: int) -> Scene:
     """The scene number ``index`` of a split; the same on every machine."""
-    rng = random.Random(f"mmq scenes 1 {split} {index}")
+    rng = random.Random(f"mmq scenes {split} {index}")
     count = rng.choices((1, 2, 3), weights=(15, 50, 35))[0]
     while True:
         drawn = _draw(rng, count)

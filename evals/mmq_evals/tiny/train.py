@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train one of the tiny models from scratch, in float32 on the CPU.
 
-    python -m mmq_evals.tiny.train tiny-llava --out DIR [--seed 0] [--steps N] [--start DIR]
+    python -m mmq_evals.tiny.train tiny-llava --out DIR [--seed 0] [--start DIR]
 
-One loop, three losses. Beside the task's loss, a linear probe names the object in each patch of a
-scene (shape, colour, size): it lets the vision tower see within minutes and is thrown away after
-training. A finished run leaves a Hugging Face folder in float16 and ``training.json``.
+One loop, three losses. First, a linear probe names the object in each patch of a scene (shape,
+colour, size): it lets the vision tower see within minutes and is thrown away after training.
+A finished run leaves a Hugging Face folder in float16 and ``training.json``.
 
 ``--start`` takes over every tensor of the same name and shape from an earlier checkpoint: it goes
 on with a model, or gives the retrieval model the captioner's vision tower, queries and Q-Former.
@@ -25,7 +25,6 @@ from pathlib import Path
 
 import torch
 import transformers
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -48,27 +47,37 @@ from .scenes import (
 from .score import SCORES
 
 IGNORE = -100
+SCORED = 200  # held-out images or questions scored after training
 TEMPERATURE = 0.05
 EASY_VQA_SHARE = 0.4
 QUESTIONS_PER_IMAGE = 4
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How one model is trained."""
+class Stage:
+    """One stage of training: warm up, then a cosine down to a hundredth."""
 
     steps: int
     batch: int
-    learning_rate: float
-    warmup: int = 100
+    learning_rate: float = 1e-3
+    warmup: int = 50
     weight_decay: float = 0.02
-    probe_weight: float = 0.5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one model is trained; a frozen tower is that of BLIP-2's and LLaVA's own recipes."""
+
+    vision: Stage
+    task: Stage
+    freeze_vision: bool
 
 
 PLANS = {
-    "tiny-blip2-caption": Plan(steps=4000, batch=64, learning_rate=1e-3),
-    "tiny-blip2-retrieval": Plan(steps=3000, batch=64, learning_rate=1e-3),
-    "tiny-llava": Plan(steps=4000, batch=48, learning_rate=1e-3),
+    "tiny-blip2-caption": Plan(Stage(1000, 64), Stage(1200, 64), freeze_vision=True),
+    # With --start from the captioner, whose tower has learnt to see.
+    "tiny-blip2-retrieval": Plan(Stage(0, 64), Stage(500, 48), freeze_vision=True),
+    "tiny-llava": Plan(Stage(600, 64), Stage(800, 48), freeze_vision=False),
 }
 
 # A loss computes the task's loss for samples of given numbers, and says which scenes were shown
@@ -180,8 +189,9 @@ def vqa_loss(model: Model, processor: Processor) -> Loss:
 def retrieval_loss(model: Model, processor: Processor) -> Loss:
     """Contrastive loss plus matching loss with hard negatives, as in the BLIP-2 paper's stage 1.
 
-    For each image one caption, and for each caption one image, is drawn as a negative by the
-    softmax of the contrastive similarity; the matching head sees true pairs and both negatives.
+    For a third of the pairs, another caption of the image and another image of the caption are
+    drawn as negatives by the softmax of the contrastive similarity; the matching head sees the true
+    pairs and both negatives.
     """
 
     def loss(numbers: list[int]) -> tuple[Tensor, Shown]:
@@ -206,8 +216,9 @@ def retrieval_loss(model: Model, processor: Processor) -> Loss:
         contrastive = cross_entropy(similarity, true) + cross_entropy(similarity.t(), true)
 
         chance = similarity.detach().masked_fill(own, float("-inf"))
-        hard_texts = torch.multinomial(chance.softmax(dim=1), 1).flatten()
-        hard_images = torch.multinomial(chance.t().softmax(dim=1), 1).flatten()
+        true = true[: len(shown) // 3]
+        hard_texts = torch.multinomial(chance.softmax(dim=1), 1).flatten()[true]
+        hard_images = torch.multinomial(chance.t().softmax(dim=1), 1).flatten()[true]
         image_rows = torch.cat([true, true, hard_images])
         text_rows = torch.cat([true, hard_texts, true])
         queries = model.query_tokens.expand(len(image_rows), -1, -1)
@@ -219,7 +230,7 @@ def retrieval_loss(model: Model, processor: Processor) -> Loss:
             encoder_hidden_states=features[image_rows],
         ).last_hidden_state
         logits = model.itm_head(hidden[:, : queries.shape[1]]).mean(dim=1)
-        matches = (torch.arange(len(image_rows)) < len(shown)).long()
+        matches = (torch.arange(len(image_rows)) < len(true)).long()
         return contrastive / 2 + cross_entropy(logits, matches), list(shown)
 
     return loss
@@ -232,59 +243,91 @@ LOSSES = {
 }
 
 
-def train(
-    name: str, plan: Plan, seed: int, start: Path | None = None
-) -> tuple[Model, Processor, list[float]]:
-    """The trained model, its processor, and the mean task loss of every hundred steps."""
-    torch.manual_seed(seed)
-    model, words = build(name), processor(name)
-    if start is not None:
-        mine = model.state_dict()
-        given = load_file(start / "model.safetensors").items()
-        same = {k: v.float() for k, v in given if k in mine and v.shape == mine[k].shape}
-        model.load_state_dict(same, strict=False)
-        print(f"{name}: {len(same)} of {len(mine)} tensors from {start.name}", flush=True)
-    tower = model.model.vision_tower if name == "tiny-llava" else model.vision_model
-    probe = PatchProbe(tower.config.hidden_size)
-    features: list[Tensor] = []
-    hook = tower.register_forward_hook(
-        lambda module, inputs, output: features.append(output.last_hidden_state)
-    )
-    parameters = [*model.parameters(), *probe.parameters()]
+def _fit(
+    label: str,
+    modules: list[nn.Module],
+    loss: Callable[[list[int]], Tensor],
+    stage: Stage,
+    seed: int,
+) -> list[float]:
+    """Minimise ``loss`` over the modules' trainable parameters; its mean of each hundred steps."""
+    if stage.steps == 0:
+        return []
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
-        parameters, plan.learning_rate, betas=(0.9, 0.98), weight_decay=plan.weight_decay
+        parameters, stage.learning_rate, betas=(0.9, 0.98), weight_decay=stage.weight_decay
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
         lambda step: min(
-            (step + 1) / plan.warmup, 0.01 + 0.99 * (1 + math.cos(math.pi * step / plan.steps)) / 2
+            (step + 1) / stage.warmup,
+            0.01 + 0.99 * (1 + math.cos(math.pi * step / stage.steps)) / 2,
         ),
     )
-    task_loss = LOSSES[name](model, words)
     order = random.Random(seed)
-    history, recent = [], []
+    history: list[float] = []
+    recent: list[float] = []
     started = time.monotonic()
-    for step in range(1, plan.steps + 1):
-        task, shown = task_loss([order.randrange(SPLIT_SIZES["train"]) for _ in range(plan.batch)])
-        seen = probe(features.pop(), shown)
-        features.clear()
-        (task + plan.probe_weight * seen).backward()
+    for step in range(1, stage.steps + 1):
+        value = loss([order.randrange(SPLIT_SIZES["train"]) for _ in range(stage.batch)])
+        value.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        recent.append(task.item())
-        if step % 100 == 0 or step == plan.steps:
-            history.append(sum(recent) / len(recent))
+        recent.append(value.item())
+        if step % 100 == 0 or step == stage.steps:
+            history.append(round(sum(recent) / len(recent), 4))
             recent.clear()
             seconds = time.monotonic() - started
-            print(
-                f"{name} step {step}/{plan.steps} loss {history[-1]:.4f} probe {seen.item():.4f} "
-                f"{seconds:.0f} s",
-                flush=True,
-            )
+            print(f"{label} {step}/{stage.steps} loss {history[-1]} {seconds:.0f} s", flush=True)
+    return history
+
+
+def train(
+    name: str, plan: Plan, seed: int, start: Path | None = None
+) -> tuple[Model, Processor, dict[str, list[float]]]:
+    """The trained model, its processor, and each stage's mean loss of every hundred steps.
+
+    First the vision tower alone learns to see, through the probe; then the whole model, or all but
+    the tower, learns the task.
+    """
+    torch.manual_seed(seed)
+    model, words = build(name), processor(name)
+    if start is not None:
+        mine = model.state_dict()
+        # Through the class, as names on disk need not be those of the modules (LLaVA's are not).
+        config = json.loads((start / "config.json").read_text(encoding="utf-8"))
+        kind = getattr(transformers, config["architectures"][0])
+        given = kind.from_pretrained(start, dtype=torch.float32).state_dict().items()
+        same = {k: v for k, v in given if k in mine and v.shape == mine[k].shape}
+        model.load_state_dict(same, strict=False)
+        print(f"{name}: {len(same)} of {len(mine)} tensors from {start.name}", flush=True)
+    tower = model.model.vision_tower if name == "tiny-llava" else model.vision_model
+    probe = PatchProbe(tower.config.hidden_size)
+    task_loss = LOSSES[name](model, words)
+
+    def see(numbers: list[int]) -> Tensor:
+        shown = [scene("train", number) for number in numbers]
+        images = words.image_processor([render(drawn) for drawn in shown], return_tensors="pt")
+        loss: Tensor = probe(tower(images["pixel_values"]).last_hidden_state, list(shown))
+        return loss
+
+    features: list[Tensor] = []
+
+    def learn(numbers: list[int]) -> Tensor:
+        features.clear()
+        task, shown = task_loss(numbers)
+        return task if plan.freeze_vision else task + probe(features[0], shown) / 2
+
+    losses = {"vision": _fit(f"{name} vision", [tower, probe], see, plan.vision, seed)}
+    tower.requires_grad_(not plan.freeze_vision)
+    hook = tower.register_forward_hook(
+        lambda module, inputs, output: features.append(output.last_hidden_state)
+    )
+    losses["task"] = _fit(f"{name} task", [model, probe], learn, plan.task, seed + 1)
     hook.remove()
-    return model.eval(), words, history
+    return model.eval(), words, losses
 
 
 def _commit() -> str:
@@ -308,14 +351,17 @@ def main() -> None:
     parser.add_argument("name", choices=MODELS)
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, help="default: the model's plan")
+    parser.add_argument("--steps", type=int, help="steps on the task; default: the model's plan")
+    parser.add_argument("--vision-steps", type=int, help="steps of the vision tower alone before")
     parser.add_argument("--start", type=Path, help="folder of an earlier checkpoint")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     plan = PLANS[args.name]
     if args.steps is not None:
-        plan = replace(plan, steps=args.steps)
+        plan = replace(plan, task=replace(plan.task, steps=args.steps))
+    if args.vision_steps is not None:
+        plan = replace(plan, vision=replace(plan.vision, steps=args.vision_steps))
     earlier = None
     if args.start is not None:
         earlier = json.loads((args.start / "training.json").read_text(encoding="utf-8"))
@@ -333,8 +379,8 @@ def main() -> None:
         "threads": args.threads,
         "plan": asdict(plan),
         "parameters": sum(p.numel() for p in stored.parameters()),
-        "held_out": {k: round(v, 4) for k, v in SCORES[args.name](stored, words).items()},
-        "losses": [round(loss, 4) for loss in losses],
+        "held_out": {k: round(v, 4) for k, v in SCORES[args.name](stored, words, SCORED).items()},
+        "losses": losses,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "commit": commit,

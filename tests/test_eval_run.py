@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The evaluation run: files, protocol, comparison with a reference."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import eval_models
+import pytest
+import torch
+
+from mmq_evals.errors import EvalError
+from mmq_evals.run import evaluate, format_result, protocol_hash, read_result
+
+
+@pytest.fixture(scope="module")
+def model() -> tuple[Any, Any]:
+    return eval_models.blip2("caption")
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> Path:
+    return eval_models.karpathy_coco(tmp_path / "coco")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_files_and_scores(model: tuple[Any, Any], coco: Path, tmp_path: Path) -> None:
+    eval_models.gqa(coco)
+    out = tmp_path / "out"
+    seen: list[tuple[str, int, int]] = []
+    result = evaluate(
+        *model,
+        ["captioning", "gqa"],
+        out_dir=out,
+        data=coco,
+        batch_size=3,
+        progress=lambda *event: seen.append(event),
+    )
+    assert sorted(path.name for path in out.iterdir()) == [
+        "captioning.jsonl",
+        "gqa.jsonl",
+        "result.json",
+    ]
+    assert read_result(out) == read_result(out / "result.json") == result
+    assert seen[0] == ("captioning", 1, 4)
+    assert seen[-1] == ("gqa", 2, 2)
+    rows = read_rows(out / "captioning.jsonl")
+    assert [row["id"] for row in rows] == ["100", "101", "102", "103"]
+    entry = result["tasks"]["captioning"]
+    mean = sum(row["scores"]["cider"] for row in rows) / 4
+    assert entry["scores"]["cider"]["value"] == pytest.approx(mean)
+    assert entry["counts"] == {"rows": 4, "clusters": 4}
+    protocol = entry["protocol"]
+    assert protocol["prompt"] == "a photo of"
+    assert protocol["generation"]["num_beams"] == 5
+    assert protocol["data"]["name"] == "coco-karpathy"
+    assert protocol["dtype"] == "float32"
+    assert protocol["versions"]["torch"] == torch.__version__
+    assert entry["protocol_hash"] == protocol_hash(protocol)
+    assert result["tasks"]["gqa"]["breakdown"]["form"].keys() == {"binary", "open"}
+    table = format_result(result)
+    assert "captioning: 4 rows of 4 images (coco-karpathy, test)" in table
+    assert "constant caption: cider" in table
+
+
+def test_limit_stores_the_document_frequencies(
+    model: tuple[Any, Any], coco: Path, tmp_path: Path
+) -> None:
+    result = evaluate(*model, ["captioning"], out_dir=tmp_path / "out", data=coco, limit=2)
+    assert result["tasks"]["captioning"]["counts"]["rows"] == 2
+    table = json.loads((tmp_path / "out" / "captioning.df.json").read_text())
+    assert table["n_images"] == 4
+
+
+def test_a_run_repeats_itself(model: tuple[Any, Any], coco: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        evaluate(*model, ["captioning"], out_dir=tmp_path / name, data=coco, batch_size=3)
+    first, second = (tmp_path / name / "captioning.jsonl" for name in ("a", "b"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_reference(model: tuple[Any, Any], coco: Path, tmp_path: Path) -> None:
+    evaluate(*model, ["captioning"], out_dir=tmp_path / "full", data=coco)
+    same = evaluate(
+        *model, ["captioning"], out_dir=tmp_path / "same", data=coco, reference=tmp_path / "full"
+    )
+    against = same["tasks"]["captioning"]["against_reference"]
+    assert against["agreement"]["identical captions"] == 1.0
+    assert against["differences"]["cider"]["value"] == 0.0
+    assert against["differences"]["cider"]["p_value"] == 1.0
+    assert "identical captions: 100.00" in format_result(same)
+    with pytest.raises(EvalError, match=r"ran under another protocol; different: batch_size, data"):
+        evaluate(
+            *model,
+            ["captioning"],
+            out_dir=tmp_path / "other",
+            data=coco,
+            limit=2,
+            batch_size=1,
+            reference=tmp_path / "full" / "result.json",
+        )
+    assert not (tmp_path / "other").exists()
+    with pytest.raises(EvalError, match="no file"):
+        evaluate(
+            *model,
+            ["captioning"],
+            out_dir=tmp_path / "other",
+            data=coco,
+            reference=tmp_path / "nowhere",
+        )
+
+
+def test_a_failed_run_leaves_the_earlier_result(
+    model: tuple[Any, Any], coco: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    evaluate(*model, ["captioning"], out_dir=out, data=coco, batch_size=1)
+    before = {name: (out / name).read_bytes() for name in ("captioning.jsonl", "result.json")}
+    (coco / "val2014" / "COCO_val2014_000000000002.jpg").write_text("broken")
+    with pytest.raises(EvalError, match=r"item '102': image .* does not decode"):
+        evaluate(*model, ["captioning"], out_dir=out, data=coco, batch_size=1)
+    assert {name: (out / name).read_bytes() for name in before} == before
+    # The rows that came before the bad item are on disk.
+    assert [row["id"] for row in read_rows(out / "captioning.jsonl.part")] == ["100", "101"]
+
+
+def test_predictions_cannot_break_lines(
+    model: tuple[Any, Any], coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    garbage = ["a\nb\u2028c\x85d", "", "\ufffd" * 3, "x" * 10_000]
+    monkeypatch.setattr(
+        "mmq_evals.tasks.captioning.generate", lambda *args, **kwargs: list(garbage)
+    )
+    result = evaluate(*model, ["captioning"], out_dir=tmp_path / "out", data=coco, batch_size=4)
+    assert [r["prediction"] for r in read_rows(tmp_path / "out" / "captioning.jsonl")] == garbage
+    assert result["tasks"]["captioning"]["counts"]["rows"] == 4
+
+
+def test_refusals_before_any_work(model: tuple[Any, Any], coco: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(EvalError, match="batch_size: expected at least 1, got 0"):
+        evaluate(*model, ["captioning"], out_dir=out, data=coco, batch_size=0)
+    with pytest.raises(EvalError, match="expected a dataset folder"):
+        evaluate(*model, ["captioning"], out_dir=out, data=tmp_path / "nothing")
+    with pytest.raises(EvalError, match="does not fit"):
+        evaluate(*model, ["captioning", "retrieval"], out_dir=out, data=coco)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(EvalError, match="empty has no dataset for any task of Blip2ForCond"):
+        evaluate(*model, None, out_dir=out, data=tmp_path / "empty")
+    assert not out.exists()
+    (tmp_path / "result.json").write_text('{"format": "mmq-eval-result", "version": 99}')
+    with pytest.raises(EvalError, match="expected version 1, got 99"):
+        read_result(tmp_path)

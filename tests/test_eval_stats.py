@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bootstrap and permutation on data whose answer is known."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from mmq_evals import stats
+from mmq_evals.errors import EvalError
+from mmq_evals.metrics import bleu, bleu_from_statistics
+
+
+def named(values: np.ndarray) -> dict[str, float]:
+    return {f"s{index:04d}": float(value) for index, value in enumerate(values)}
+
+
+def test_interval_of_a_mean_has_the_normal_width() -> None:
+    values = np.random.default_rng(0).standard_normal(400)
+    interval = stats.bootstrap_mean(named(values))
+    half = 1.96 * values.std() / math.sqrt(400)
+    assert interval.value == pytest.approx(values.mean())
+    assert interval.high - interval.low == pytest.approx(2 * half, rel=0.05)
+    assert (interval.samples, interval.clusters) == (400, 400)
+
+
+def test_clusters_widen_the_interval() -> None:
+    # Every image has four equal questions: four times the samples, no more information.
+    values = named(np.repeat(np.random.default_rng(0).standard_normal(100), 4))
+    clusters = {key: str(int(key[1:]) // 4) for key in values}
+    free = stats.bootstrap_mean(values)
+    tied = stats.bootstrap_mean(values, clusters)
+    assert tied.clusters == 100
+    assert tied.value == pytest.approx(free.value)
+    assert (tied.high - tied.low) / (free.high - free.low) == pytest.approx(2.0, rel=0.1)
+
+
+def test_coverage() -> None:
+    rng = np.random.default_rng(0)
+    hits = 0
+    for trial in range(200):
+        a, b = rng.standard_normal(60), rng.standard_normal(60)
+        difference = stats.paired_difference(named(a + 0.3), named(b), seed=trial, resamples=500)
+        hits += difference.low <= 0.3 <= difference.high
+    assert 180 <= hits <= 198
+
+
+def test_sign_flip_p_values() -> None:
+    rng = np.random.default_rng(1)
+    base = rng.standard_normal(200)
+    noise = rng.standard_normal(200)
+    assert stats.paired_difference(named(base + 0.5), named(base)).p_value < 1e-3
+    assert stats.paired_difference(named(base), named(base)).p_value == 1.0
+    p_values = [
+        stats.paired_difference(
+            named(rng.standard_normal(40)), named(rng.standard_normal(40)), resamples=400
+        ).p_value
+        for _ in range(100)
+    ]
+    assert 0.3 < float(np.mean(p_values)) < 0.7
+    # Exact for one pair of samples: both signs are as extreme.
+    assert stats.paired_difference(named(noise[:1]), named(base[:1])).p_value == 1.0
+
+
+def test_order_of_samples_changes_nothing() -> None:
+    values = named(np.random.default_rng(2).standard_normal(50))
+    other = {key: value * value for key, value in values.items()}
+    clusters = {key: key[-1] for key in values}
+    shuffled = dict(reversed(values.items()))
+    assert stats.bootstrap_mean(values, clusters) == stats.bootstrap_mean(shuffled, clusters)
+    assert stats.paired_difference(values, other, clusters) == stats.paired_difference(
+        shuffled, other, clusters
+    )
+    assert stats.bootstrap_mean(values, seed=1) != stats.bootstrap_mean(values, seed=2)
+
+
+def test_small_blocks_give_the_same_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = named(np.random.default_rng(2).standard_normal(50))
+    whole = stats.bootstrap_mean(values, resamples=300)
+    monkeypatch.setattr(stats, "_BLOCK_ELEMENTS", 50 * 7)
+    assert stats.bootstrap_mean(values, resamples=300).low == pytest.approx(whole.low, rel=1e-12)
+
+
+def test_bootstrap_of_bleu_statistics() -> None:
+    refs = {str(n): [f"a b c d {n % 5} e f"] for n in range(40)}
+    hyps = {str(n): f"a b c d {n % 3} e f" for n in range(40)}
+    scores = bleu(refs, hyps, tokenizer="none")
+    rows = {key: row.tolist() for key, row in zip(scores.per_image, scores.statistics, strict=True)}
+    interval = stats.bootstrap_statistic(rows, lambda s: bleu_from_statistics(s)[:, 3])
+    assert interval.value == pytest.approx(scores.corpus[3])
+    assert interval.low < interval.value < interval.high
+
+
+def test_holm_and_detectable_difference() -> None:
+    assert stats.holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx(
+        {"a": 0.03, "c": 0.06, "b": 0.06}
+    )
+    assert stats.minimum_detectable_difference(0.25, 1000) == pytest.approx(0.0221, abs=1e-4)
+
+
+def test_bad_input() -> None:
+    with pytest.raises(EvalError, match=r"equal ids, got 2 and 1; in one only: \['y'\]"):
+        stats.paired_difference({"x": 1.0, "y": 1.0}, {"x": 1.0})
+    with pytest.raises(EvalError, match="at least one sample"):
+        stats.bootstrap_mean({})
+    with pytest.raises(EvalError, match=r"finite scores, got .*nan.* at 'y'"):
+        stats.bootstrap_mean({"x": 1.0, "y": math.nan})
+    with pytest.raises(EvalError, match=r"a cluster for every sample, none for \['y'\]"):
+        stats.bootstrap_mean({"x": 1.0, "y": 1.0}, {"x": "i"})
