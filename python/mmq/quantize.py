@@ -276,15 +276,14 @@ class _Run:
         return found
 
     def _search(self, part: list[Member], stats: InputStats, folds: bool) -> AwqSearch:
-        """One scale for linears with one input, on the coarsest of their grids."""
-        unit, layer = min(part, key=lambda member: member[1].spec.bits if member[1].spec else 0)
-        assert layer.spec is not None
+        """One scale for linears with one input, each on its own grid."""
+        unit, layer = part[0]
         shared = unit.fold if folds and unit.fold is not None and unit.fold.repeat > 1 else None
         return awq_scales(
             [self._dense(member).weight for member, _ in part],
             stats.mean_abs,
             error_factor(stats, name=unit.path),
-            layer.spec,
+            [member.spec for _, member in part if member.spec is not None],
             layer.awq,
             source_rows=None if shared is None else shared.source_rows(),
             name=unit.path,
