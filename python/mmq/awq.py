@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -244,7 +244,7 @@ def awq_clip(
         scales = torch.where(better, grid.scales, scales)
         zeros = torch.where(better, grid.zeros, zeros)
         shrink[better] = p
-    return AwqClip(Grid(scales, zeros, spec.bits, spec.group_size, best.float_zero), shrink)
+    return AwqClip(replace(best, scales=scales, zeros=zeros), shrink)
 
 
 def min_max(spec: QuantSpec) -> QuantSpec:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -168,6 +168,7 @@ def walk(
             group_of,
             spec.bits,
             grid.float_zero,
+            grid.min_code,
         )
         if not bool(torch.isfinite(e).all()):
             return None
@@ -177,7 +178,7 @@ def walk(
         return Walk(codes, static[0], squared_errors)
     scales = torch.cat([grid.scales for grid in dynamic], dim=1)
     zeros = torch.cat([grid.zeros for grid in dynamic], dim=1)
-    grid = Grid(scales, zeros, spec.bits, spec.group_size, dynamic[0].float_zero)
+    grid = replace(dynamic[0], scales=scales, zeros=zeros)
     return Walk(codes, grid, squared_errors)
 
 

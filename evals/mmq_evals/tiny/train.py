@@ -47,7 +47,7 @@ from .scenes import (
 from .score import SCORES
 
 IGNORE = -100
-SCORED = 200  # held-out images or questions scored after training
+SCORED = 100  # held-out images or questions scored after training
 TEMPERATURE = 0.05
 EASY_VQA_SHARE = 0.4
 QUESTIONS_PER_IMAGE = 4
