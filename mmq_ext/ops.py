@@ -31,16 +31,20 @@ def _require(ok: bool, op: str, expected: str, got: object) -> None:
 
 def _check(op: str, name: str, tensor: Tensor, dtype: torch.dtype, *shape: int | None) -> None:
     """Refuses a tensor whose dtype, rank or sizes (None = any) are not the expected ones."""
-    _require(tensor.dtype == dtype, op, f"{name} of {dtype}", tensor.dtype)
-    fits = tensor.dim() == len(shape) and all(
-        want is None or want == have for want, have in zip(shape, tensor.shape, strict=True)
-    )
-    wanted = "[" + ", ".join("*" if size is None else str(size) for size in shape) + "]"
-    _require(fits, op, f"{name} of shape {wanted}", list(tensor.shape))
+    # Messages are made on failure only: these checks run at every call of a kernel.
+    if tensor.dtype != dtype:
+        _require(False, op, f"{name} of {dtype}", tensor.dtype)
+    sizes = tensor.shape
+    if len(sizes) != len(shape) or any(
+        want is not None and want != have for want, have in zip(shape, sizes, strict=True)
+    ):
+        wanted = "[" + ", ".join("*" if size is None else str(size) for size in shape) + "]"
+        _require(False, op, f"{name} of shape {wanted}", list(sizes))
 
 
 def _choice(op: str, name: str, value: str, table: dict[str, int]) -> int:
-    _require(value in table, op, f"{name} as one of {', '.join(table)}", repr(value))
+    if value not in table:
+        _require(False, op, f"{name} as one of {', '.join(table)}", repr(value))
     return table[value]
 
 
@@ -242,7 +246,8 @@ def _packed_gemm_out(
         "x of float32, float16 or bfloat16",
         x.dtype,
     )
-    _require(x.dim() == 2, op, "x of shape [m, k]", list(x.shape))
+    if x.dim() != 2:
+        _require(False, op, "x of shape [m, k]", list(x.shape))
     k = x.shape[1]
     _require(group_size > 0, op, "a positive group size", group_size)
     _choice(op, "mode", mode, GEMM_MODES)
@@ -270,17 +275,18 @@ def _packed_gemm_cpu(
     group_size: int,
     mode: str,
 ) -> Tensor:
-    _packed_gemm_out(x, tiles, affine, bias, perm, in_scale, n, bits, group_size, mode)
+    y = _packed_gemm_out(x, tiles, affine, bias, perm, in_scale, n, bits, group_size, mode)
     dtype = x.dtype
     tiles, affine = tiles.contiguous(), affine.contiguous()
-    x = x.float()
+    if dtype != torch.float32:
+        x, y = x.float(), y.new_empty(y.shape, dtype=torch.float32)
     if in_scale is not None:
         x = x / in_scale.float()
     if perm is not None:
         x = x.index_select(1, perm)
     x = x.contiguous()
-    bias = None if bias is None else bias.float().contiguous()
-    y = x.new_empty((x.shape[0], n))
+    if bias is not None:
+        bias = bias.float().contiguous()
     _C.packed_gemm(
         x.data_ptr(),
         tiles.data_ptr(),
@@ -294,7 +300,7 @@ def _packed_gemm_cpu(
         bits,
         GEMM_MODES[mode],
     )
-    return y.to(dtype)
+    return y if dtype == torch.float32 else y.to(dtype)
 
 
 def packed_gemm(
@@ -326,7 +332,7 @@ def packed_gemm(
 
     Returns [m, n]. Raises ValueError for any dtype or shape that does not fit.
     """
-    return torch.ops.mmq.packed_gemm(  # type: ignore[no-any-return]
+    return torch.ops.mmq.packed_gemm.default(  # type: ignore[no-any-return]
         x, tiles, affine, bias, perm, in_scale, n, bits, group_size, mode
     )
 

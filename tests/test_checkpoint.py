@@ -130,6 +130,19 @@ def test_other_compute_dtypes_keep_codes_and_scales(saved: Any, name: str, dtype
         assert float((got.float() - want).norm() / want.norm()) < 0.1
 
 
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("blip2-retrieval", torch.float16), ("llava", torch.bfloat16)]
+)
+def test_half_precision_models_come_back_equal(tmp_path: Path, name: str, dtype: Any) -> None:
+    model = tiny_models.randomize(tiny_models.TINY[name](), seed=1)
+    dense = mmq.load(mmq.save(model, tmp_path / "dense"), dtype=dtype)
+    mmq.quantize(dense, parse_recipe({"all": {**SETTINGS, "method": "rtn"}}))
+    loaded = mmq.load(mmq.save(dense, tmp_path / "packed"))
+    assert loaded.config.dtype == dtype
+    for got, want in zip(tiny_models.outputs(loaded), tiny_models.outputs(dense), strict=True):
+        assert torch.equal(got, want)
+
+
 def test_dense_linears_are_never_allocated(saved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     _, folder = saved["llava"]
     real = nn.Linear.__init__

@@ -53,6 +53,21 @@ def test_quantize_writes_a_packed_folder(packed: Path) -> None:
     assert (packed / "model.safetensors").stat().st_size < 0.5 * dense
 
 
+def test_a_study_configuration_is_quantized_with_its_notes(tmp_path: Path) -> None:
+    config = tmp_path / "uniform.json"
+    config.write_text(
+        '[{"model_part": "LLM", "layer_group": "LAST", "layer_type": "MLP", "num_bits": 4},]'
+    )
+    out = tmp_path / "packed"
+    argv = ["--study-config", str(config), "--out", str(out), "--quiet"]
+    assert main(["quantize", "tiny-llava", *argv]) == 0
+    manifest = json.loads((out / "manifest.json").read_text())
+    records = manifest["linears"]
+    assert {record["component"] for record in records} == {"language"}
+    assert {(record["third"], record["layer_type"]) for record in records} == {("end", "mlp")}
+    assert any("comma" in note for note in manifest["notes"])
+
+
 def test_eval_of_the_packed_folder_against_full_precision(
     packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -102,6 +117,13 @@ def test_quantize_refuses_a_component_that_matches_nothing(
     argv = ("--recipe", str(recipe), "--out", str(tmp_path / "out"))
     assert "language" in refused(capsys, "quantize", "tiny-blip2-retrieval", *argv)
     assert not (tmp_path / "out").exists()
+
+
+def test_quantize_refuses_two_recipes_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ("--recipe", "r.yaml", "--method", "rtn", "--bits", "4", "--out", str(tmp_path / "out"))
+    assert "expected one of" in refused(capsys, "quantize", "tiny-llava", *argv)
 
 
 def test_quantize_keeps_an_existing_folder(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Grids: round trips, ties, degenerate ranges, the clip search, refusals."""
 
+import dataclasses
 import itertools
-from dataclasses import replace
 
 import pytest
 import torch
@@ -51,12 +51,12 @@ def test_full_symmetric_grid_clips_its_positive_end(bits, share):
     assert top == pytest.approx(share, abs=1e-6)
 
 
-def test_restricted_symmetric_grid_never_uses_code_0():
-    grid = find_grid(
-        w := weights(9, 40), QuantSpec(3, 8, "symmetric", symmetric_range="restricted")
-    )
-    assert int(quantize(w, grid).min()) == 1
-    assert int(quantize(w, grid).max()) == 7
+@pytest.mark.parametrize("clip", ["none", "mse"])
+def test_restricted_symmetric_grid_never_uses_code_0(clip):
+    spec = QuantSpec(3, 8, "symmetric", symmetric_range="restricted", clip=clip)
+    codes = quantize(w := weights(9, 40), find_grid(w, spec))
+    assert int(codes.min()) == 1
+    assert int(codes.max()) == 7
 
 
 def test_ties_round_to_even():
@@ -119,6 +119,15 @@ def test_clip_search_never_raises_the_stated_error(kind, weighted):
     assert after < 0.97 * before
 
 
+def test_importance_sets_the_exponent_to_2():
+    w = weights(4, 64) ** 3
+    weighted = find_grid(w, QuantSpec(3, 16, clip="mse"), torch.full((64,), 2.0))
+    squared = find_grid(w, QuantSpec(3, 16, clip="mse", clip_exponent=2.0))
+    other = find_grid(w, QuantSpec(3, 16, clip="mse"))
+    assert torch.equal(weighted.scales, squared.scales)
+    assert not torch.equal(weighted.scales, other.scales)
+
+
 def test_clip_search_agrees_with_exhaustive_search():
     w = weights(3, 12)
     spec = QuantSpec(2, 6, clip="mse", clip_steps=10, clip_shrink=0.5, scale_dtype="float32")
@@ -140,7 +149,9 @@ def test_clip_search_agrees_with_exhaustive_search():
 
 def one_cell(grid, row, group):
     cell = (slice(row, row + 1), slice(group, group + 1))
-    return replace(grid, scales=grid.scales[cell], zeros=grid.zeros[cell], group_size=-1)
+    return dataclasses.replace(
+        grid, scales=grid.scales[cell], zeros=grid.zeros[cell], group_size=-1
+    )
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

@@ -75,6 +75,15 @@ def test_stored_scales_are_those_the_codes_were_chosen_with(method, zero, scale_
         assert torch.equal(quantize(w, grid), codes)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_restricted_symmetric_codes_leave_0_unused(method):
+    w, x = layer(6, 50, 300)
+    spec = QuantSpec(2, 16, "symmetric", symmetric_range="restricted", clip="mse")
+    codes = run(method, w, x, spec).codes()
+    assert int(codes.min()) == 1
+    assert int(codes.max()) == 3
+
+
 def test_scales_rounded_after_the_codes_would_show():
     """The check above can fail."""
     w, _ = layer(6, 50, 1)

@@ -38,7 +38,7 @@ struct FewRowsOperands {
 
 // A quad's dword is masked, not shifted, to get the code of lane 1 or 2, which then comes out
 // 2^8 or 2^16 too large; x carries the inverse. Exact unless |x| < 2^-110.
-constexpr float kLaneScale[kQuadCols] = {1.f, 1.f / 256.f, 1.f / 65536.f, 1.f};
+alignas(16) constexpr float kLaneScale[kQuadCols] = {1.f, 1.f / 256.f, 1.f / 65536.f, 1.f};
 
 template <int kLane>
 inline __m256 lane_codes(__m256i quad) {
@@ -131,8 +131,14 @@ void prepare_few_rows(const PackedGemmArgs& a, const RowBlocks& rows, int64_t gr
     for (int64_t row = 0; row < count; ++row) {
       const float* from = a.x + (first + row) * a.k;
       float* to = x + first * cols + row;
-      for (int64_t j = 0; j < a.k; ++j) to[j * count] = from[j] * kLaneScale[j % kQuadCols];
-      for (int64_t j = a.k; j < cols; ++j) to[j * count] = 0;
+      int64_t j = 0;
+      if (count == 1) {
+        const __m256 lane_scales = _mm256_broadcast_ps(reinterpret_cast<const __m128*>(kLaneScale));
+        for (; j + 8 <= a.k; j += 8)
+          _mm256_storeu_ps(to + j, _mm256_mul_ps(_mm256_loadu_ps(from + j), lane_scales));
+      }
+      for (; j < a.k; ++j) to[j * count] = from[j] * kLaneScale[j % kQuadCols];
+      for (; j < cols; ++j) to[j * count] = 0;
       for (int64_t group = 0; group < groups; ++group) {
         const int64_t begin = group * a.group_size;
         x_sums[first * groups + group * count + row] =
@@ -180,6 +186,12 @@ constexpr int kPanelTiles = 2;
 constexpr int64_t kChunkTiles = 16;
 constexpr int64_t kChunkRowBlocks = 20;
 
+// Stores the 8 weights whose codes are the low bytes of the dwords.
+inline void store_weights(__m256i dwords, __m256 scale, __m256 minimum, float* out) {
+  const __m256i codes = _mm256_and_si256(dwords, _mm256_set1_epi32(0xff));
+  _mm256_store_ps(out, _mm256_fmadd_ps(_mm256_cvtepi32_ps(codes), scale, minimum));
+}
+
 // Columns [begin, end) of a tile to fp32, panel[k - begin][8]. begin is a multiple of a block.
 template <int kBits>
 void dequantize(const PackedGemmArgs& a, int64_t tile, int64_t begin, int64_t end, float* panel) {
@@ -187,7 +199,6 @@ void dequantize(const PackedGemmArgs& a, int64_t tile, int64_t begin, int64_t en
   const float* affine = a.affine + tile * groups * kAffineFloats;
   const uint8_t* block =
       a.tiles + tile * tile_bytes(a.k, kBits) + begin / kBlockCols * block_bytes(kBits);
-  const __m256i low_byte = _mm256_set1_epi32(0xff);
   alignas(32) uint8_t codes[kBlockCodes];
   int64_t group = begin / a.group_size, group_end = group * a.group_size;
   __m256 scale = {}, minimum = {};
@@ -206,13 +217,21 @@ void dequantize(const PackedGemmArgs& a, int64_t tile, int64_t begin, int64_t en
         minimum = _mm256_loadu_ps(affine + group * kAffineFloats + kTileRows);
       }
       const int64_t stop = smaller(group_end, block_end);
-      for (; k < stop; ++k) {
+      while (k < stop) {
         const int64_t at = k - block_begin;
-        const __m128i shift = _mm_cvtsi32_si128(static_cast<int>(8 * (at % kQuadCols)));
-        const __m256i code = _mm256_and_si256(
-            _mm256_srl_epi32(load_vector(codes + at / kQuadCols * kQuadBytes), shift), low_byte);
-        _mm256_store_ps(panel + (k - begin) * kTileRows,
-                        _mm256_fmadd_ps(_mm256_cvtepi32_ps(code), scale, minimum));
+        const __m256i quad = load_vector(codes + at / kQuadCols * kQuadBytes);
+        float* out = panel + (k - begin) * kTileRows;
+        if (at % kQuadCols == 0 && k + kQuadCols <= stop) {
+          store_weights(quad, scale, minimum, out);
+          store_weights(_mm256_srli_epi32(quad, 8), scale, minimum, out + kTileRows);
+          store_weights(_mm256_srli_epi32(quad, 16), scale, minimum, out + 2 * kTileRows);
+          store_weights(_mm256_srli_epi32(quad, 24), scale, minimum, out + 3 * kTileRows);
+          k += kQuadCols;
+        } else {
+          const __m128i shift = _mm_cvtsi32_si128(static_cast<int>(8 * (at % kQuadCols)));
+          store_weights(_mm256_srl_epi32(quad, shift), scale, minimum, out);
+          ++k;
+        }
       }
     }
   }

@@ -72,9 +72,7 @@ def save(
         target = work / folder.name
         target.mkdir()
         _write(model, target, processor, manifest)
-        if folder.exists():
-            folder.rename(work / "replaced")
-        target.rename(folder)
+        _replace(folder, target, work / "replaced")
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return folder
@@ -102,7 +100,7 @@ def load(folder: str | Path, dtype: torch.dtype | None = None) -> Any:
     layouts = _layouts(table, folder)
     config = _config(cls, folder)
     tensors = _check_file(folder / TENSORS_NAME)
-    _untie_packed(config, cls, layouts)
+    _untie_packed(config, layouts)
     _check_tensors(_skeleton(cls, config, layouts), layouts, tensors, folder / TENSORS_NAME)
     kind = getattr(config, "dtype", None) if dtype is None else dtype
     model, info = cls.from_pretrained(
@@ -138,7 +136,7 @@ def _write(model: Any, target: Path, processor: Any, manifest: Manifest | None) 
 
     config = json.loads(model.config.to_json_string())
     config["architectures"] = [type(model).__name__]
-    config["dtype"] = str(model.dtype).removeprefix("torch.")
+    config["dtype"] = str(_model_dtype(model)).removeprefix("torch.")
     config.pop("quantization_config", None)
     for part in config.values():
         if isinstance(part, dict):
@@ -164,6 +162,27 @@ def _write(model: Any, target: Path, processor: Any, manifest: Manifest | None) 
         model.generation_config.save_pretrained(target)
     if processor is not None:
         processor.save_pretrained(target)
+
+
+def _model_dtype(model: Any) -> torch.dtype:
+    """The dtype to load in: the configuration's where the model has it, for parts may be wider."""
+    stated = getattr(model.config, "dtype", None)
+    held = {parameter.dtype for parameter in model.parameters()}
+    if isinstance(stated, torch.dtype) and stated in held:
+        return stated
+    return model.dtype  # type: ignore[no-any-return]
+
+
+def _replace(folder: Path, target: Path, aside: Path) -> None:
+    """Gives ``target`` the name ``folder``; what had it goes ``aside``, and back on failure."""
+    if folder.exists():
+        folder.rename(aside)
+    try:
+        target.rename(folder)
+    except OSError:
+        if aside.exists():
+            aside.rename(folder)
+        raise
 
 
 def _write_json(path: Path, data: object) -> None:
@@ -233,7 +252,7 @@ def _config(cls: Any, folder: Path) -> Any:
         raise MmqError(f"{folder / CONFIG_NAME}: expected a {name}, got {_line(error)}") from error
 
 
-def _untie_packed(config: Any, cls: Any, layouts: Mapping[str, Layout]) -> None:
+def _untie_packed(config: Any, layouts: Mapping[str, Layout]) -> None:
     """A packed head shares nothing, whatever the configuration class makes of its own flag."""
     if any(path.rpartition(".")[2] == "lm_head" for path in layouts):
         for part in (config, getattr(config, "text_config", None)):

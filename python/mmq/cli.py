@@ -7,6 +7,7 @@ Exit codes: 0 done, 2 bad input (one line on stderr), 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import logging
 import os
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from mmq.quantize import Progress
+    from mmq.recipe import Recipe
 
 METHODS = ("uniform", "rtn", "gptq", "awq")
 
@@ -77,29 +79,39 @@ def progress_printer(stream: Any = sys.stderr) -> Progress:
     return show
 
 
-def _recipe(args: argparse.Namespace) -> Any:
+def _recipe(args: argparse.Namespace) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe that was asked for in one of three ways, and the notes of an import."""
     from mmq.errors import MmqError
+    from mmq.formats.study import load_study_config
     from mmq.recipe import Recipe, load_recipe
 
+    simple = args.method is not None or args.bits is not None
+    if sum((args.recipe is not None, args.study_config is not None, simple)) != 1:
+        raise MmqError("recipe: expected one of --recipe, --study-config, or --method with --bits")
     if args.recipe is not None:
-        if args.method is not None or args.bits is not None:
-            raise MmqError("recipe: expected either --recipe or --method with --bits, got both")
-        return load_recipe(args.recipe)
+        return load_recipe(args.recipe), ()
+    if args.study_config is not None:
+        imported = load_study_config(args.study_config, args.semantics)
+        return imported.recipe, imported.notes
     if args.method is None or args.bits is None:
-        raise MmqError("recipe: expected --recipe FILE, or --method and --bits, got neither")
-    return Recipe.simple(args.method, args.bits, group_size=args.group_size)
+        raise MmqError("recipe: expected --method and --bits together, got one of them")
+    return Recipe.simple(args.method, args.bits, group_size=args.group_size), ()
 
 
 def _quantize(args: argparse.Namespace) -> None:
     import mmq
     from mmq.errors import MmqError
+    from mmq.plan import plan
     from mmq_evals.calibration import calibration_samples
 
     out = Path(args.out)
     if out.exists() and not args.overwrite:
         raise MmqError(f"out: expected a new folder (or --overwrite), got {out}")
-    recipe = _recipe(args)
+    if not out.absolute().parent.is_dir():
+        raise MmqError(f"out: expected an existing parent folder, got {out}")
+    recipe, notes = _recipe(args)
     model, processor = _load(args.model)
+    plan(recipe, model)  # Refuses a recipe that does not fit before any image is read.
     samples = calibration_samples(
         model, processor, data=_data(args), count=recipe.calibration.samples, seed=recipe.seed
     )
@@ -110,6 +122,7 @@ def _quantize(args: argparse.Namespace) -> None:
         sample_ids=[sample.id for sample in samples],
         progress=None if args.quiet else progress_printer(),
     )
+    manifest = dataclasses.replace(manifest, notes=[*manifest.notes, *notes])
     mmq.save(model, out, processor=processor, manifest=manifest, overwrite=args.overwrite)
     print(manifest.summary())
     print(f"saved to {out}")
@@ -172,6 +185,13 @@ def _parser() -> argparse.ArgumentParser:
     quantize.add_argument("model", help="a folder or a built-in tiny model")
     quantize.add_argument("--out", required=True, help="the folder to write")
     quantize.add_argument("--recipe", help="a recipe file, YAML or JSON")
+    quantize.add_argument("--study-config", help="a configuration file of arXiv 2601.15287")
+    quantize.add_argument(
+        "--semantics",
+        choices=("corrected", "as-executed"),
+        default="corrected",
+        help="what a study configuration says, or what the study's code did with it",
+    )
     quantize.add_argument("--method", choices=METHODS, help="one method for every component")
     quantize.add_argument("--bits", type=int, help="2 to 8, for every component")
     quantize.add_argument("--group-size", type=int, default=None, help="-1: one group per row")

@@ -9,7 +9,7 @@ may be shorter.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,8 +29,8 @@ class Grid:
       serves the whole matrix.
     - ``zeros``: float32, same shape: integers in [0, 2**bits - 1], or minima if ``float_zero``.
     - ``group_size``: in-features per group, -1 for one group per row.
-    - ``min_code``: the lowest code that rounding may choose: 1 for the restricted symmetric grid,
-      which leaves code 0 unused, else 0.
+
+    - ``min_code``: the smallest code that rounding may choose; 1 for the restricted symmetric grid.
 
     A code q stands for (q - zero) * scale, or q * scale + zero if ``float_zero``.
     """
@@ -52,13 +52,10 @@ class Grid:
         if self.scales.shape[0] == n:
             return self
         shape = (n, self.scales.shape[1])
-        return Grid(
-            self.scales.expand(shape).contiguous(),
-            self.zeros.expand(shape).contiguous(),
-            self.bits,
-            self.group_size,
-            self.float_zero,
-            self.min_code,
+        return replace(
+            self,
+            scales=self.scales.expand(shape).contiguous(),
+            zeros=self.zeros.expand(shape).contiguous(),
         )
 
 
@@ -120,8 +117,14 @@ def find_grid(
                 f"{name}: expected {what} that fit {spec.scale_dtype}, got weights up to "
                 f"{float(values.abs().max()):.3g}; use scale_dtype bfloat16 or float32"
             )
-    min_code = 1 if spec.kind == "restricted" else 0
-    return Grid(scales, zeros, spec.bits, spec.group_size, spec.zero == "float", min_code)
+    return Grid(
+        scales,
+        zeros,
+        spec.bits,
+        spec.group_size,
+        float_zero=spec.zero == "float",
+        min_code=1 if spec.kind == "restricted" else 0,
+    )
 
 
 def _check_importance(importance: Tensor, k: int, name: str) -> None:
@@ -139,7 +142,7 @@ def spread(values: Tensor, k: int, group_size: int) -> Tensor:
 
 
 def quantize(w: Tensor, grid: Grid) -> Tensor:
-    """The codes of ``w`` [n, k] on ``grid``: uint8 [n, k], clamped to [min_code, 2**bits - 1]."""
+    """The codes of ``w`` [n, k] on ``grid``: uint8 [n, k], clamped to the grid's."""
     k = w.shape[1]
     scales = spread(grid.scales, k, grid.group_size)
     zeros = spread(grid.zeros, k, grid.group_size)

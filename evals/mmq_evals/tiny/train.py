@@ -47,6 +47,7 @@ from .scenes import (
 from .score import SCORES
 
 IGNORE = -100
+SCORED = 100  # held-out images or questions scored after training
 TEMPERATURE = 0.05
 EASY_VQA_SHARE = 0.4
 QUESTIONS_PER_IMAGE = 4
@@ -188,8 +189,9 @@ def vqa_loss(model: Model, processor: Processor) -> Loss:
 def retrieval_loss(model: Model, processor: Processor) -> Loss:
     """Contrastive loss plus matching loss with hard negatives, as in the BLIP-2 paper's stage 1.
 
-    For each image one caption, and for each caption one image, is drawn as a negative by the
-    softmax of the contrastive similarity; the matching head sees true pairs and both negatives.
+    For a third of the pairs, another caption of the image and another image of the caption are
+    drawn as negatives by the softmax of the contrastive similarity; the matching head sees the true
+    pairs and both negatives.
     """
 
     def loss(numbers: list[int]) -> tuple[Tensor, Shown]:
@@ -214,8 +216,9 @@ def retrieval_loss(model: Model, processor: Processor) -> Loss:
         contrastive = cross_entropy(similarity, true) + cross_entropy(similarity.t(), true)
 
         chance = similarity.detach().masked_fill(own, float("-inf"))
-        hard_texts = torch.multinomial(chance.softmax(dim=1), 1).flatten()
-        hard_images = torch.multinomial(chance.t().softmax(dim=1), 1).flatten()
+        true = true[: len(shown) // 3]
+        hard_texts = torch.multinomial(chance.softmax(dim=1), 1).flatten()[true]
+        hard_images = torch.multinomial(chance.t().softmax(dim=1), 1).flatten()[true]
         image_rows = torch.cat([true, true, hard_images])
         text_rows = torch.cat([true, hard_texts, true])
         queries = model.query_tokens.expand(len(image_rows), -1, -1)
@@ -227,7 +230,7 @@ def retrieval_loss(model: Model, processor: Processor) -> Loss:
             encoder_hidden_states=features[image_rows],
         ).last_hidden_state
         logits = model.itm_head(hidden[:, : queries.shape[1]]).mean(dim=1)
-        matches = (torch.arange(len(image_rows)) < len(shown)).long()
+        matches = (torch.arange(len(image_rows)) < len(true)).long()
         return contrastive / 2 + cross_entropy(logits, matches), list(shown)
 
     return loss
@@ -248,6 +251,8 @@ def _fit(
     seed: int,
 ) -> list[float]:
     """Minimise ``loss`` over the modules' trainable parameters; its mean of each hundred steps."""
+    if stage.steps == 0:
+        return []
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         parameters, stage.learning_rate, betas=(0.9, 0.98), weight_decay=stage.weight_decay
@@ -305,7 +310,8 @@ def train(
     def see(numbers: list[int]) -> Tensor:
         shown = [scene("train", number) for number in numbers]
         images = words.image_processor([render(drawn) for drawn in shown], return_tensors="pt")
-        return probe(tower(images["pixel_values"]).last_hidden_state, list(shown))
+        loss: Tensor = probe(tower(images["pixel_values"]).last_hidden_state, list(shown))
+        return loss
 
     features: list[Tensor] = []
 
@@ -373,7 +379,7 @@ def main() -> None:
         "threads": args.threads,
         "plan": asdict(plan),
         "parameters": sum(p.numel() for p in stored.parameters()),
-        "held_out": {k: round(v, 4) for k, v in SCORES[args.name](stored, words).items()},
+        "held_out": {k: round(v, 4) for k, v in SCORES[args.name](stored, words, SCORED).items()},
         "losses": losses,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
