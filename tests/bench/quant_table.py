@@ -2,8 +2,8 @@
 """The quantization ops beside the torch loops they replace: python tests/bench/quant_table.py
 
 Native and torch alternate, so that both see the same machine; times are medians, the spread is the
-interquartile range over the median. ``--cpu-time`` uses one thread and counts its processor time, for a
-machine that others use too. The last line is JSON.
+interquartile range over the median. ``--cpu-time`` uses one thread and counts its processor time,
+for a machine that others use too. The last line is JSON.
 """
 
 from __future__ import annotations
