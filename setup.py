@@ -26,7 +26,6 @@ class CMakeBuild(build_ext):
             "Ninja",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DMMQ_OUTPUT_DIR={output_dir}",
-            f"-DMMQ_CUDA={os.environ.get('MMQ_CUDA', 'auto')}",
         ]
         subprocess.run([*configure, str(ROOT)], cwd=build_dir, check=True)
         subprocess.run(

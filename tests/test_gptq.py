@@ -2,6 +2,7 @@
 """GPTQ against a plain float64 version of the algorithm, its orders, blocks, damping, fallbacks."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from problems import generator, layer, mean_error
 
 from mmq.errors import MmqError
 from mmq.gptq import blocks, column_order, damps, gptq, upper_factor
-from mmq.grid import Grid, dequantize, find_grid, quantize
+from mmq.grid import dequantize, find_grid, quantize
 from mmq.hessian import Hessian, stats_of
 from mmq.options import GptqOptions
 from mmq.rtn import rtn
@@ -54,7 +55,8 @@ def plain_gptq(w, hessian, spec, options):
 
 
 def grid_column(grid, g):
-    return Grid(grid.scales[:, g : g + 1], grid.zeros[:, g : g + 1], grid.bits, -1, grid.float_zero)
+    column = slice(g, g + 1)
+    return replace(grid, scales=grid.scales[:, column], zeros=grid.zeros[:, column], group_size=-1)
 
 
 @ORDERS

@@ -178,7 +178,7 @@ def walk(
         return Walk(codes, static[0], squared_errors)
     scales = torch.cat([grid.scales for grid in dynamic], dim=1)
     zeros = torch.cat([grid.zeros for grid in dynamic], dim=1)
-    grid = replace(dynamic[0], scales=scales, zeros=zeros)
+    grid = replace(dynamic[0], scales=scales, zeros=zeros, group_size=spec.group_size)
     return Walk(codes, grid, squared_errors)
 
 

@@ -12,44 +12,35 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
-import torch
 from torch import Tensor, nn
 
 from mmq.architectures import Stack
-from mmq.awq import (
-    AwqSearch,
-    awq_scales,
-    error_factor,
-    quantize_scaled,
-    stored_scale,
-)
+from mmq.awq import quantize_scaled
 from mmq.calibrate import Call, advance, calibrating, capture, gather, gather_from_model, run_block
 from mmq.checkpoint import MANIFEST_ATTRIBUTE
 from mmq.errors import MmqError
-from mmq.fold import fold_into_linear, fold_into_norm, scale_inputs
 from mmq.gptq import gptq
 from mmq.grid import check_weight
 from mmq.hessian import Hessian, InputStats, rescale_hessian
 from mmq.linear import QuantLinear
 from mmq.manifest import DenseRecord, LinearRecord, Manifest, component_totals, versions
 from mmq.models import LinearUnit, architecture_of, blocks_of, unlisted_linears
-from mmq.options import AwqOptions, GptqOptions
 from mmq.plan import LayerPlan, Plan, plan
 from mmq.recipe import Recipe
+from mmq.records import record_of
 from mmq.report import Report
 from mmq.rtn import rtn
 from mmq.samples import Sample, check_samples, micro_batches, split_samples
+from mmq.scaling import Member, Scaling, clip_rows, dense_linear, scale_block, scale_head
 from mmq.stored import account
 from mmq_ext import cpu_isa
 
 LOGGER: Final = logging.getLogger(__name__)
-MICRO_BATCH: Final = 8  # Rows of equal shape run together; memory grows with it, results do not.
-
-Member = tuple[LinearUnit, LayerPlan]
+MICRO_BATCH: Final = 8  # Rows of equal shape run together; results change by rounding only.
 
 
 @dataclass(frozen=True)
@@ -124,15 +115,6 @@ def quantize(
     return manifest
 
 
-@dataclass(frozen=True, eq=False)
-class _Scaling:
-    """What AWQ's search decided for a linear: ``in_scale`` where it was not folded."""
-
-    search: AwqSearch
-    fold: str | None
-    in_scale: Tensor | None
-
-
 @dataclass(eq=False)
 class _Run:
     """One quantization under way."""
@@ -173,9 +155,9 @@ class _Run:
             for unit, layer in self.chosen:
                 if unit.stack == stack.name and unit.block is None:
                     found = heads or self._head_inputs([unit.path])
-                    self._pack(
-                        unit, layer, found.get(unit.path), self._head_scaling(unit, layer, found)
-                    )
+                    stats = found.get(unit.path)
+                    scaling = scale_head(self.model, unit, layer, stats)
+                    self._pack(unit, layer, stats, scaling)
 
     def _members(self, stack: Stack) -> list[Member]:
         return [
@@ -251,95 +233,23 @@ class _Run:
 
     def _scale(
         self, block: nn.Module, members: list[Member], calls: list[Call]
-    ) -> dict[str, _Scaling]:
-        """Searches and folds the scales of all input groups of the block that AWQ has a part in."""
+    ) -> dict[str, Scaling]:
         scaled = [(unit, layer) for unit, layer in members if layer.method == "awq"]
         if not scaled:
             return {}
-        inputs = self._inputs(block, scaled, calls)
-        planned = {unit.path: layer for unit, layer in members}
-        found: dict[str, _Scaling] = {}
-        for group, stats in inputs.items():
-            part = [(unit, layer) for unit, layer in scaled if unit.input_group == group]
-            readers = [unit for unit, _ in self.plan.layers if unit.input_group == group]
-            folds = len(part) == len(readers) and self._may_fold(part, planned)
-            search = self._search(part, stats, folds)
-            if search.alpha == 0.0:
-                found |= {unit.path: _Scaling(search, None, None) for unit, _ in part}
-            elif folds:
-                found |= self._fold(part, search)
-            else:
-                for unit, layer in part:
-                    assert layer.spec is not None
-                    scale = stored_scale(search.scale, layer.spec)
-                    found[unit.path] = _Scaling(search, None, scale)
-        return found
-
-    def _search(self, part: list[Member], stats: InputStats, folds: bool) -> AwqSearch:
-        """One scale for linears with one input, each on its own grid."""
-        unit, layer = part[0]
-        shared = unit.fold if folds and unit.fold is not None and unit.fold.repeat > 1 else None
-        return awq_scales(
-            [self._dense(member).weight for member, _ in part],
-            stats.mean_abs,
-            error_factor(stats, name=unit.path),
-            [member.spec for _, member in part if member.spec is not None],
-            layer.awq,
-            source_rows=None if shared is None else shared.source_rows(),
-            name=unit.path,
-        )
-
-    def _head_scaling(
-        self, unit: LinearUnit, layer: LayerPlan, inputs: Mapping[str, InputStats]
-    ) -> _Scaling | None:
-        """The scale of a head; nothing before a head may take it."""
-        if layer.method != "awq" or layer.spec is None:
-            return None
-        search = self._search([(unit, layer)], inputs[unit.path], folds=False)
-        scale = stored_scale(search.scale, layer.spec) if search.alpha > 0 else None
-        return _Scaling(search, None, scale)
-
-    def _may_fold(self, part: list[Member], planned: Mapping[str, LayerPlan]) -> bool:
-        """Whether 1/s may go into the producer: all its readers are scaled, and a producing linear
-        is itself quantized (one that stays dense stays untouched)."""
-        return all(
-            layer.awq.fold
-            and unit.fold is not None
-            and (unit.fold.kind == "norm" or unit.fold.producer in planned)
-            for unit, layer in part
-        )
-
-    def _fold(self, part: list[Member], search: AwqSearch) -> dict[str, _Scaling]:
-        fold = part[0][0].fold
-        assert fold is not None
-        producer = self.model.get_submodule(fold.producer)
-        if fold.kind == "norm":
-            fold_into_norm(producer, search.scale)
-        else:
-            assert isinstance(producer, nn.Linear)
-            per_row = torch.ones(fold.channels)
-            per_row[fold.source_rows()] = search.scale
-            fold_into_linear(producer, per_row, slice(fold.row_start, fold.row_stop))
-        for unit, _ in part:
-            scale_inputs(self._dense(unit), search.scale)
-        return {unit.path: _Scaling(search, fold.producer, None) for unit, _ in part}
-
-    def _dense(self, unit: LinearUnit) -> nn.Linear:
-        linear = self.model.get_submodule(unit.path)
-        assert isinstance(linear, nn.Linear)
-        return linear
+        return scale_block(self.model, self.plan, members, self._inputs(block, scaled, calls))
 
     def _pack(
         self,
         unit: LinearUnit,
         layer: LayerPlan,
         stats: InputStats | None,
-        scaling: _Scaling | None,
+        scaling: Scaling | None,
     ) -> None:
         """Quantizes one linear, puts the packed one in its place, records and reports."""
         spec = layer.spec
         assert spec is not None
-        linear = self._dense(unit)
+        linear = dense_linear(self.model, unit)
         weight = linear.weight.detach().float()
         hessian = None if stats is None else stats.hessian
         in_scale = None if scaling is None else scaling.in_scale
@@ -360,12 +270,12 @@ class _Run:
                 layer.awq,
                 search=None if scaling is None else scaling.search,
                 in_scale=in_scale,
-                clip_rows=_clip_rows(unit),
+                clip_rows=clip_rows(unit),
                 name=unit.path,
             )
         replacement = QuantLinear.replacing(linear, packed)
         self.model.set_submodule(unit.path, replacement)
-        self.records.append(_record(unit, layer, report, replacement, stats, scaling))
+        self.records.append(record_of(unit, layer, report, replacement, stats, scaling))
         self._report_progress(unit, layer, report)
 
     def _report_progress(self, unit: LinearUnit, layer: LayerPlan, report: Report) -> None:
@@ -398,22 +308,9 @@ class _Run:
             )
 
 
-def _clip_rows(unit: LinearUnit) -> Tensor | None:
-    """Which rows AWQ may clip, bool [n]; None is all."""
-    if unit.clip_rows == "all":
-        return None
-    rows = torch.zeros(unit.n, dtype=torch.bool)
-    if unit.clip_rows == "value-third":
-        rows[2 * unit.n // 3 :] = True
-    return rows
-
-
 def _check_weights(model: nn.Module, decided: Plan) -> None:
     for unit, _ in decided.quantized():
-        module = model.get_submodule(unit.path)
-        if not isinstance(module, nn.Linear):
-            raise MmqError(f"{unit.path}: expected a dense linear, got {type(module).__name__}")
-        check_weight(module.weight, unit.path)
+        check_weight(dense_linear(model, unit).weight, unit.path)
 
 
 def _batches(
@@ -460,46 +357,6 @@ def _untie(model: Any, unit: LinearUnit) -> str:
         if getattr(config, "tie_word_embeddings", False):
             config.tie_word_embeddings = False
     return unit.path
-
-
-def _record(
-    unit: LinearUnit,
-    layer: LayerPlan,
-    report: Report,
-    packed: QuantLinear,
-    stats: InputStats | None,
-    scaling: _Scaling | None,
-) -> LinearRecord:
-    used: dict[str, GptqOptions | AwqOptions] = {"gptq": layer.gptq, "awq": layer.awq}
-    options = used.get(layer.method)
-    return LinearRecord(
-        path=unit.path,
-        component=unit.component,
-        stack=unit.stack,
-        block=unit.block,
-        third=unit.third,
-        layer_type=unit.layer_type,
-        method=layer.method,
-        bits=report.bits,
-        n=unit.n,
-        k=unit.k,
-        spec={} if layer.spec is None else asdict(layer.spec),
-        options={} if options is None else asdict(options),
-        tokens=None if stats is None else stats.tokens,
-        relative_error=report.relative_error,
-        output_error=report.output_error,
-        weight_mse=report.weight_mse,
-        alpha=None if scaling is None else scaling.search.alpha,
-        fold=None if scaling is None else scaling.fold,
-        in_scale=packed.layout.in_scale,
-        perm=packed.layout.perm,
-        damp=None if report.gptq is None else report.gptq.damp,
-        dead_columns=0 if report.gptq is None else report.gptq.dead_columns,
-        fallback=report.fallback,
-        notes=list(report.notes),
-        stored_bytes=packed.stored_bytes,
-        bits_per_weight=report.bits_per_weight,
-    )
 
 
 def _manifest(run: _Run, used: int | None, sample_ids: list[str] | None) -> Manifest:

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// CHECK(condition): counts and reports what does not hold; a test's main returns failures().
+// CHECK(condition): counts and reports what does not hold; a test's main returns failures() != 0.
 #pragma once
 
 #include <cstdio>
