@@ -333,6 +333,10 @@ void few_rows(const Operands& a, __m256 (*out)[1]) {
   }
 }
 
+// Once unpacked, widths up to 4 differ in nothing and share one kernel.
+template <int kBits>
+constexpr int kPanelBits = kBits <= 4 ? 4 : kBits;
+
 // kTiles tiles of unpacked bytes.
 template <int kBits, int kRows, int kTiles>
 void many_rows(const Operands& a, __m256 (*out)[kTiles]) {
@@ -424,7 +428,7 @@ void multiply_panel(const PackedGemmArgs& a, const Activations& x, int64_t begin
   for (int64_t block = 0; block < x.rows.count; ++block) {
     for (int64_t tile = begin; tile < end; tile += kPanelTiles) {
       const int64_t tiles = smaller(kPanelTiles, end - tile);
-      kPanelKernels<kBits>[tiles - 1][x.rows.rows(block) - 1](
+      kPanelKernels<kPanelBits<kBits>>[tiles - 1][x.rows.rows(block) - 1](
           a, operands_of<kBits>(a, x, block, tile, panel + (tile - begin)* stride, stride),
           x.rows.begin(block), tile);
     }
