@@ -97,7 +97,8 @@ def make_report(
       hessian: float32 [k, k] in the convention of :class:`mmq.hessian.Hessian`, of x / s; or None.
       notes, gptq, awq: recorded as they are.
     """
-    difference = packed.dequantize() - weight.float()
+    weight = weight.detach().float()
+    difference = packed.dequantize() - weight
     error = relative = None
     if hessian is not None:
         error = output_error(difference, hessian)
