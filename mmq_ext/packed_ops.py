@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Operators on packed weights: pack, unpack, repack, packed_gemm. See :mod:`mmq_ext.ops`."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from mmq_ext import _C
+from mmq_ext.checks import check, check_bits, choice, group_count, register, require, row_words
+
+GEMM_MODES: Final = {"exact": 0, "int8": 1}
+
+
+# --- pack, unpack -----------------------------------------------------------------------------
+
+
+def _pack_out(codes: Tensor, bits: int) -> Tensor:
+    check_bits("pack", bits)
+    check("pack", "codes", codes, torch.uint8, None, None)
+    rows, cols = codes.shape
+    return codes.new_empty((rows, row_words(cols, bits)), dtype=torch.int32)
+
+
+def _pack_cpu(codes: Tensor, bits: int) -> Tensor:
+    words = _pack_out(codes, bits)
+    if codes.numel():
+        top = int(codes.max())
+        require(top < 1 << bits, "pack", f"codes below {1 << bits}", top)
+    codes = codes.contiguous()
+    _C.pack(codes.data_ptr(), codes.shape[0], codes.shape[1], bits, words.data_ptr())
+    return words
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Packs uint8 codes [rows, cols] into the little-endian bit stream, int32 [rows, words].
+
+    words = ceil(cols * bits / 32); the unused bits of each row's last word are zero.
+    Raises ValueError for a code that does not fit ``bits``.
+    """
+    return torch.ops.mmq.pack(codes, bits)  # type: ignore[no-any-return]
+
+
+def _unpack_out(words: Tensor, bits: int, cols: int) -> Tensor:
+    check_bits("unpack", bits)
+    require(cols >= 0, "unpack", "cols of 0 or more", cols)
+    check("unpack", "words", words, torch.int32, None, row_words(cols, bits))
+    return words.new_empty((words.shape[0], cols), dtype=torch.uint8)
+
+
+def _unpack_cpu(words: Tensor, bits: int, cols: int) -> Tensor:
+    codes = _unpack_out(words, bits, cols)
+    words = words.contiguous()
+    _C.unpack(words.data_ptr(), words.shape[0], cols, bits, codes.data_ptr())
+    return codes
+
+
+def unpack(words: Tensor, bits: int, cols: int) -> Tensor:
+    """The inverse of :func:`pack`: int32 [rows, ceil(cols * bits / 32)] to uint8 [rows, cols]."""
+    return torch.ops.mmq.unpack(words, bits, cols)  # type: ignore[no-any-return]
+
+
+def check_unused_bits(words: Tensor, bits: int, cols: int) -> None:
+    """Refuses packed rows whose last word has a bit set beyond the last code.
+
+    The kernels ignore such bits, but a file that has them was not written by :func:`pack`: read
+    files strictly. Raises ValueError that names the first such row.
+    """
+    _unpack_out(words, bits, cols)
+    used = cols * bits % 32
+    if used and words.shape[0]:
+        dirty = (words[:, -1].to(torch.int64) & 0xFFFFFFFF) >> used != 0
+        if bool(dirty.any()):
+            row = int(dirty.nonzero()[0])
+            wanted = f"zero bits from bit {used} on in the last word of each row"
+            require(
+                False, "unpack", wanted, f"{int(words[row, -1]) & 0xFFFFFFFF:#010x} in row {row}"
+            )
+
+
+register("pack(Tensor codes, int bits) -> Tensor", _pack_cpu, _pack_out)
+register("unpack(Tensor words, int bits, int cols) -> Tensor", _unpack_cpu, _unpack_out)
+
+
+# --- repack -----------------------------------------------------------------------------------
+
+TILE_ROWS: Final = 8  # output rows interleaved in the kernels' layout (csrc/cpu/layout.h)
+BLOCK_COLS: Final = 32  # in-features of a block; a block of width b takes 32 * b bytes
+
+
+def tiles_bytes(n: int, k: int, bits: int) -> int:
+    """Bytes of the kernels' layout of [n, k] codes: rows padded to 8, columns to 32."""
+    return -(-n // TILE_ROWS) * -(-k // BLOCK_COLS) * BLOCK_COLS * bits
+
+
+def affine_floats(n: int, groups: int) -> int:
+    """Number of float32 values that :func:`repack_affine` makes of [n, groups] scales."""
+    return -(-n // TILE_ROWS) * TILE_ROWS * groups * 2
+
+
+def _repack_out(qweight: Tensor, bits: int, k: int) -> Tensor:
+    check_bits("repack", bits)
+    require(k >= 0, "repack", "k of 0 or more", k)
+    check("repack", "qweight", qweight, torch.int32, None, row_words(k, bits))
+    return qweight.new_empty((tiles_bytes(qweight.shape[0], k, bits),), dtype=torch.uint8)
+
+
+def _repack_cpu(qweight: Tensor, bits: int, k: int) -> Tensor:
+    tiles = _repack_out(qweight, bits, k)
+    qweight = qweight.contiguous()
+    _C.repack(qweight.data_ptr(), qweight.shape[0], k, bits, tiles.data_ptr())
+    return tiles
+
+
+def repack(qweight: Tensor, bits: int, k: int) -> Tensor:
+    """Canonical stream, int32 [n, ceil(k * bits / 32)], to the layout that the kernels read.
+
+    Returns uint8 [:func:`tiles_bytes`]: 8 rows interleaved, bit planes (csrc/cpu/layout.h).
+    """
+    return torch.ops.mmq.repack(qweight, bits, k)  # type: ignore[no-any-return]
+
+
+def _unrepack_out(tiles: Tensor, bits: int, n: int, k: int) -> Tensor:
+    check_bits("unrepack", bits)
+    require(n >= 0, "unrepack", "n of 0 or more", n)
+    require(k >= 0, "unrepack", "k of 0 or more", k)
+    check("unrepack", "tiles", tiles, torch.uint8, tiles_bytes(n, k, bits))
+    return tiles.new_empty((n, row_words(k, bits)), dtype=torch.int32)
+
+
+def _unrepack_cpu(tiles: Tensor, bits: int, n: int, k: int) -> Tensor:
+    words = _unrepack_out(tiles, bits, n, k)
+    tiles = tiles.contiguous()
+    _C.unrepack(tiles.data_ptr(), n, k, bits, words.data_ptr())
+    return words
+
+
+def unrepack(tiles: Tensor, bits: int, n: int, k: int) -> Tensor:
+    """The inverse of :func:`repack`, bitwise: back to int32 [n, ceil(k * bits / 32)]."""
+    return torch.ops.mmq.unrepack(tiles, bits, n, k)  # type: ignore[no-any-return]
+
+
+register("repack(Tensor qweight, int bits, int k) -> Tensor", _repack_cpu, _repack_out)
+register("unrepack(Tensor tiles, int bits, int n, int k) -> Tensor", _unrepack_cpu, _unrepack_out)
+
+
+def repack_affine(scales: Tensor, minima: Tensor) -> Tensor:
+    """Scales and minima, float32 [n, G] each (w = code * scale + minimum), in the kernels' order.
+
+    For an integer zero z the minimum is -z * scale, which fp32 holds exactly for fp16 and bf16
+    scales. Returns float32 [:func:`affine_floats`], ordered [tile][group][scale, minimum][8 rows];
+    rows beyond n are zero.
+    """
+    check("repack_affine", "scales", scales, torch.float32, None, None)
+    check("repack_affine", "minima", minima, torch.float32, *scales.shape)
+    n, groups = scales.shape
+    both = torch.stack((scales, minima), dim=1)
+    both = torch.nn.functional.pad(both, (0, 0, 0, 0, 0, -n % TILE_ROWS))
+    return both.view(-1, TILE_ROWS, 2, groups).permute(0, 3, 2, 1).reshape(-1)
+
+
+def unrepack_affine(affine: Tensor, n: int, groups: int) -> tuple[Tensor, Tensor]:
+    """The inverse of :func:`repack_affine`: (scales, minima), float32 [n, groups] each."""
+    check("unrepack_affine", "affine", affine, torch.float32, affine_floats(n, groups))
+    both = affine.view(-1, groups, 2, TILE_ROWS).permute(2, 0, 3, 1).reshape(2, -1, groups)
+    return both[0, :n].contiguous(), both[1, :n].contiguous()
+
+
+# --- packed_gemm ------------------------------------------------------------------------------
+
+
+def _packed_gemm_out(
+    x: Tensor,
+    tiles: Tensor,
+    affine: Tensor,
+    bias: Tensor | None,
+    perm: Tensor | None,
+    in_scale: Tensor | None,
+    n: int,
+    bits: int,
+    group_size: int,
+    mode: str,
+) -> Tensor:
+    op = "packed_gemm"
+    check_bits(op, bits)
+    require(
+        x.dtype in (torch.float32, torch.float16, torch.bfloat16),
+        op,
+        "x of float32, float16 or bfloat16",
+        x.dtype,
+    )
+    if x.dim() != 2:
+        require(False, op, "x of shape [m, k]", list(x.shape))
+    k = x.shape[1]
+    require(group_size > 0, op, "a positive group size", group_size)
+    choice(op, "mode", mode, GEMM_MODES)
+    require(n >= 0, op, "n of 0 or more", n)
+    check(op, "tiles", tiles, torch.uint8, tiles_bytes(n, k, bits))
+    check(op, "affine", affine, torch.float32, affine_floats(n, group_count(k, group_size)))
+    if bias is not None:
+        check(op, "bias", bias, bias.dtype, n)
+    if perm is not None:
+        check(op, "perm", perm, torch.int32, k)
+    if in_scale is not None:
+        check(op, "in_scale", in_scale, in_scale.dtype, k)
+    return x.new_empty((x.shape[0], n))
+
+
+def _packed_gemm_cpu(
+    x: Tensor,
+    tiles: Tensor,
+    affine: Tensor,
+    bias: Tensor | None,
+    perm: Tensor | None,
+    in_scale: Tensor | None,
+    n: int,
+    bits: int,
+    group_size: int,
+    mode: str,
+) -> Tensor:
+    y = _packed_gemm_out(x, tiles, affine, bias, perm, in_scale, n, bits, group_size, mode)
+    dtype = x.dtype
+    tiles, affine = tiles.contiguous(), affine.contiguous()
+    if dtype != torch.float32:
+        x, y = x.float(), y.new_empty(y.shape, dtype=torch.float32)
+    if in_scale is not None:
+        x = x / in_scale.float()
+    if perm is not None:
+        x = x.index_select(1, perm)
+    x = x.contiguous()
+    if bias is not None:
+        bias = bias.float().contiguous()
+    _C.packed_gemm(
+        x.data_ptr(),
+        tiles.data_ptr(),
+        affine.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        y.data_ptr(),
+        x.shape[0],
+        n,
+        x.shape[1],
+        group_size,
+        bits,
+        GEMM_MODES[mode],
+    )
+    return y if dtype == torch.float32 else y.to(dtype)
+
+
+def packed_gemm(
+    x: Tensor,
+    tiles: Tensor,
+    affine: Tensor,
+    *,
+    n: int,
+    bits: int,
+    group_size: int,
+    bias: Tensor | None = None,
+    perm: Tensor | None = None,
+    in_scale: Tensor | None = None,
+    mode: str = "exact",
+) -> Tensor:
+    """y = (x / in_scale)[:, perm] @ dequantized(tiles).T + bias, in fp32, returned in x's dtype.
+
+    Args:
+      x: [m, k], float32, float16 or bfloat16.
+      tiles: uint8, what :func:`repack` returned for the codes of [n, k].
+      affine: float32, what :func:`repack_affine` returned.
+      n: out-features.
+      bits: 2..8.
+      group_size: positive; the last group may be partial.
+      bias: [n] or None.
+      perm: int32 [k] or None; packed position j reads in-feature perm[j].
+      in_scale: [k] or None; divides x before the permutation.
+      mode: "exact" (fp32 activations) or "int8" (activations quantized per row and group).
+
+    Returns [m, n]. Raises ValueError for any dtype or shape that does not fit.
+    """
+    return torch.ops.mmq.packed_gemm.default(  # type: ignore[no-any-return]
+        x, tiles, affine, bias, perm, in_scale, n, bits, group_size, mode
+    )
+
+
+register(
+    "packed_gemm(Tensor x, Tensor tiles, Tensor affine, Tensor? bias, Tensor? perm, "
+    "Tensor? in_scale, int n, int bits, int group_size, str mode) -> Tensor",
+    _packed_gemm_cpu,
+    _packed_gemm_out,
+)
