@@ -25,6 +25,7 @@ struct OpenMp {
   bool found() const { return parallel && max_threads && in_parallel; }
 };
 
+#ifndef MMQ_STD_THREADS  // ThreadSanitizer cannot see into libgomp; its build sets this.
 int find_runtime(dl_phdr_info* info, size_t, void* result) {
   const char* file = std::strrchr(info->dlpi_name, '/');
   file = file ? file + 1 : info->dlpi_name;
@@ -37,7 +38,6 @@ int find_runtime(dl_phdr_info* info, size_t, void* result) {
 
 OpenMp load_openmp() {
   OpenMp openmp;
-#ifndef MMQ_STD_THREADS  // Thread sanitizer cannot see into libgomp; its build sets this.
   std::string path;
   dl_iterate_phdr(find_runtime, &path);
   if (path.empty()) return openmp;
@@ -49,9 +49,11 @@ OpenMp load_openmp() {
   openmp.in_parallel =
       reinterpret_cast<decltype(openmp.in_parallel)>(dlsym(handle, "omp_in_parallel"));
   if (openmp.found()) openmp.name = path.substr(path.rfind('/') + 1);
-#endif
   return openmp;
 }
+#else
+OpenMp load_openmp() { return {}; }
+#endif
 
 const OpenMp& openmp() {
   static const OpenMp runtime = load_openmp();
