@@ -123,7 +123,7 @@ def quantize_activations(x: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
 
 def _spread_groups(per_group: Tensor, group_size: int, k: int) -> Tensor:
     """[n, G] to [n, k] in float64."""
-    return per_group.double().repeat_interleave(group_size, dim=1)[:, :k]
+    return _spread(per_group.double(), group_size, k)
 
 
 def packed_gemm(
