@@ -113,8 +113,8 @@ void bind_awq_errors(uintptr_t w, uintptr_t candidates, uintptr_t factor, uintpt
   py::gil_scoped_release release;
   cpu::kernels().awq_errors({pointer<const float>(w), pointer<const float>(candidates),
                              pointer<const float>(factor), pointer<double>(errors), n, k, rows,
-                             count, group_size, bits, static_cast<cpu::GridKind>(kind),
-                             static_cast<cpu::ScaleType>(scale_type)});
+                             count, group_size, bits, static_cast<GridKind>(kind),
+                             static_cast<ScaleType>(scale_type)});
 }
 
 void bind_grid_search(uintptr_t w, uintptr_t importance, uintptr_t scales, uintptr_t zeros,
@@ -133,8 +133,8 @@ void bind_grid_search(uintptr_t w, uintptr_t importance, uintptr_t scales, uintp
   py::gil_scoped_release release;
   cpu::kernels().grid_search({pointer<const float>(w), pointer<const float>(importance),
                               pointer<float>(scales), pointer<float>(zeros), n, k, group_size, bits,
-                              static_cast<cpu::GridKind>(kind),
-                              static_cast<cpu::ScaleType>(scale_type), steps, shrink, exponent});
+                              static_cast<GridKind>(kind), static_cast<ScaleType>(scale_type),
+                              steps, shrink, exponent});
 }
 
 std::vector<std::string> cpu_isas() {
