@@ -104,6 +104,7 @@ function(mmq_cuda_objects list folder)
                   "'-DMMQ_CUDA_ARCHITECTURES=\"${architectures}${ptx_names}\"'")
   mmq_cuda_object(objects ${folder} pack pack.cu ${ARGN})
   mmq_cuda_object(objects ${folder} gptq_block gptq_block.cu --fmad=false ${ARGN})
+  mmq_cuda_object(objects ${folder} awq_errors awq_errors.cu --fmad=false ${ARGN})
   set(${list} ${objects} PARENT_SCOPE)
 endfunction()
 
