@@ -12,7 +12,7 @@
 
 #include <cctype>
 #include <cstring>
-#include <functional>
+#include <map>
 
 #include "ptxsim.h"
 
@@ -74,20 +74,47 @@ void read_target(PtxImage* image) {
   image->specific = digit < text.size() && (text[digit] == 'a' || text[digit] == 'f');
 }
 
-// Calls visit(section name, header) for every section of a 64-bit ELF file.
-void for_sections(const Entry& elf,
-                  const std::function<void(const std::string&, const Elf64_Shdr&)>& visit) {
-  if (elf.bytes < sizeof(Elf64_Ehdr) || std::memcmp(elf.payload, ELFMAG, SELFMAG) != 0) return;
+// The sections of a 64-bit ELF file, by name; empty if it is none.
+std::map<std::string, Elf64_Shdr> sections(const Entry& elf) {
+  std::map<std::string, Elf64_Shdr> result;
+  if (elf.bytes < sizeof(Elf64_Ehdr) || std::memcmp(elf.payload, ELFMAG, SELFMAG) != 0) {
+    return result;
+  }
   const auto file = read<Elf64_Ehdr>(elf.payload);
-  if (file.e_shoff + uint64_t{file.e_shnum} * sizeof(Elf64_Shdr) > elf.bytes) return;
+  if (file.e_shoff + uint64_t{file.e_shnum} * sizeof(Elf64_Shdr) > elf.bytes) return result;
   const auto section = [&](int index) {
     return read<Elf64_Shdr>(elf.payload + file.e_shoff + index * sizeof(Elf64_Shdr));
   };
   const Elf64_Shdr names = section(file.e_shstrndx);
   for (int i = 0; i < file.e_shnum; ++i) {
     const Elf64_Shdr header = section(i);
-    visit(elf.payload + names.sh_offset + header.sh_name, header);
+    result.emplace(elf.payload + names.sh_offset + header.sh_name, header);
   }
+  return result;
+}
+
+// Section .nv.info is a list of attributes {u8 format, u8 attribute, u16 value or bytes that
+// follow}. Attribute 0x2f, of format 4, holds {u32 symbol, u32 registers} of one function.
+int registers_in(const Entry& elf, const std::string& kernel) {
+  constexpr int kSized = 4, kRegisterCount = 0x2f;
+  const auto found = sections(elf);
+  if (found.count(".nv.info") == 0 || found.count(".symtab") == 0 || found.count(".strtab") == 0) {
+    return 0;
+  }
+  const Elf64_Shdr info = found.at(".nv.info");
+  const char* symbols = elf.payload + found.at(".symtab").sh_offset;
+  const char* names = elf.payload + found.at(".strtab").sh_offset;
+  const char* at = elf.payload + info.sh_offset;
+  const char* const end = at + info.sh_size;
+  while (at + 4 <= end) {
+    const int format = at[0], attribute = at[1];
+    if (format == kSized && attribute == kRegisterCount) {
+      const auto symbol = read<Elf64_Sym>(symbols + read<uint32_t>(at + 4) * sizeof(Elf64_Sym));
+      if (names + symbol.st_name == kernel) return read<int32_t>(at + 8);
+    }
+    at += 4 + (format == kSized ? read<uint16_t>(at + 2) : 0);
+  }
+  return 0;
 }
 
 }  // namespace
@@ -118,11 +145,8 @@ int registers_per_thread(const void* fatbin_wrapper, int capability, const std::
     const bool runs = entry.kind == kElf && entry.capability / 10 == capability / 10 &&
                       entry.capability <= capability;
     if (!runs || entry.capability <= best) continue;
-    for_sections(entry, [&](const std::string& name, const Elf64_Shdr& header) {
-      if (name != ".text." + kernel) return;
-      best = entry.capability;
-      registers = static_cast<int>(header.sh_info >> 24);  // where ptxas puts the count
-    });
+    best = entry.capability;
+    registers = registers_in(entry, kernel);
   }
   return registers;
 }

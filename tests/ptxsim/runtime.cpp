@@ -48,6 +48,7 @@ void check_zero_range(const std::string& kernel, const void* pointer, const Zero
   Finding finding;
   finding.kind = "leftover";
   finding.kernel = kernel;
+  finding.block = {0, 0, 0};
   finding.message =
       range.name + ": " + std::to_string(std::count_if(first, bytes + range.bytes, is_set)) +
       " of " + std::to_string(range.bytes) + " bytes are not zero at exit, the first is byte " +
@@ -101,6 +102,11 @@ void Runtime::configure(const std::string& key, const std::string& value) {
     pretend = value;
     return;
   }
+  if (std::find(std::begin(kSettings), std::end(kSettings), key) == std::end(kSettings)) {
+    std::string names;
+    for (const char* name : kSettings) names += std::string(names.empty() ? "" : ", ") + name;
+    throw Error("configure: expected one of " + names + ", got " + key);
+  }
   const int64_t number = to_number(key, value);
   const int small = static_cast<int>(std::min<int64_t>(number, INT32_MAX));
   if (key == "capability") {
@@ -124,12 +130,8 @@ void Runtime::configure(const std::string& key, const std::string& value) {
     config.mma_truncate = number != 0;
   } else if (key == "shared_optin") {
     config.shared_optin = number;
-  } else if (key == "max_instructions") {
-    config.max_instructions = number;
   } else {
-    std::string names;
-    for (const char* name : kSettings) names += std::string(names.empty() ? "" : ", ") + name;
-    throw Error("configure: expected one of " + names + ", got " + key);
+    config.max_instructions = number;
   }
 }
 
