@@ -101,7 +101,7 @@ class Format:
         corners += [one - 1, one, one + 1, small, self.infinity]
         corners += [pattern | self.sign for pattern in corners] + [self.nan]
         rng = np.random.default_rng(seed)
-        patterns = rng.integers(0, 1 << 63, count, dtype=np.uint64) >> np.uint64(63 - self.bits)
+        patterns = rng.integers(0, 1 << self.bits, count, dtype=np.uint64)
         near = rng.integers(-3, 4, count) << (self.precision - 1)
         fraction = patterns & np.uint64((1 << (self.precision - 1)) - 1)
         signs = patterns & np.uint64(self.sign)
@@ -129,6 +129,7 @@ def canonical(patterns: Array, form: Format) -> Array:
 
 def to_double(patterns: Array, form: Format) -> Array:
     """Patterns as float64, exactly."""
-    if form is BF16:
-        return (patterns.astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
-    return patterns.view(f"f{form.bits // 8}").astype(np.float64)
+    with np.errstate(invalid="ignore"):  # signalling NaNs
+        if form is BF16:
+            return (patterns.astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
+        return patterns.view(f"f{form.bits // 8}").astype(np.float64)

@@ -30,7 +30,7 @@ def special(name: str, values: list[float]) -> float:
         return float({"add": a + b, "sub": a - b, "mul": a * b}[name])
 
 
-def arithmetic(name: str, form: Format, patterns: list[Array], mode: str = "rn") -> Array:
+def arithmetic(name: str, form: Format, patterns: list[Array]) -> Array:
     """Correctly rounded results as patterns; a NaN is form.nan."""
     results = []
     for row in zip(*patterns, strict=True):
@@ -51,12 +51,11 @@ def arithmetic(name: str, form: Format, patterns: list[Array], mode: str = "rn")
             exact, negative_zero = a * b, product_sign
         elif name == "fma":
             exact = a * b + rest[0]
-            both = product_sign and bool(operands[2] & form.sign)
-            negative_zero = both if a * b == 0 or mode != "rm" else mode == "rm"
+            negative_zero = product_sign and bool(operands[2] & form.sign)
         else:
             exact = a + b
             negative_zero = bool(operands[0] & operands[1] & form.sign)
-        results.append(form.round(exact, mode, negative_zero=negative_zero))
+        results.append(form.round(exact, negative_zero=negative_zero))
     return np.array(results, dtype=form.pattern)
 
 
