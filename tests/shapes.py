@@ -58,7 +58,7 @@ class Problem:
         return ops.packed_gemm(
             self.x,
             self.tiles() if tiles is None else tiles,
-            ops.repack_affine(self.scales, self.minima),
+            ops.repack_affine(self.scales, self.minima, self.bits, float_zero=True),
             n=self.n,
             bits=self.bits,
             group_size=self.group_size,

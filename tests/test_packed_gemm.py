@@ -77,7 +77,7 @@ def test_in_scale_divides_before_the_permutation(isa, mode):
         expected = ops.packed_gemm(
             used,
             plain.tiles(),
-            ops.repack_affine(plain.scales, plain.minima),
+            ops.repack_affine(plain.scales, plain.minima, 4, float_zero=True),
             n=8,
             bits=4,
             group_size=32,
@@ -190,7 +190,7 @@ def test_opcheck(mode):
     args = (
         p.x,
         p.tiles(),
-        ops.repack_affine(p.scales, p.minima),
+        ops.repack_affine(p.scales, p.minima, p.bits, float_zero=True),
         p.extra["bias"],
         p.extra["perm"],
         p.extra["in_scale"],
@@ -205,7 +205,7 @@ def test_opcheck(mode):
 @every_mode
 def test_compiles_without_a_graph_break(mode):
     p = problem(3, 9, 70, 32, 4, bias=True)
-    tiles, affine = p.tiles(), ops.repack_affine(p.scales, p.minima)
+    tiles, affine = p.tiles(), ops.repack_affine(p.scales, p.minima, p.bits, float_zero=True)
 
     def linear(x):
         y = ops.packed_gemm(

@@ -97,7 +97,7 @@ def test_a_code_that_does_not_fit_is_refused(bits):
 def test_affine_round_trip_and_order(n, groups):
     g = seeded(0)
     scales, minima = torch.randn(n, groups, generator=g), torch.randn(n, groups, generator=g)
-    affine = ops.repack_affine(scales, minima)
+    affine = ops.repack_affine(scales, minima, 4, float_zero=True)
     assert affine.numel() == ops.affine_floats(n, groups)
     back = ops.unrepack_affine(affine, n, groups)
     assert torch.equal(back[0], scales)
