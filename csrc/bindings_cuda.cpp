@@ -264,8 +264,8 @@ py::dict cuda_status() {
   found["capability"] = capability;
   if (capability < 0) {
     found["problem"] = describe_cuda_error(library, -capability);
-  } else if (!library.can_run()) {
-    found["problem"] = describe_cuda_error(library, 209);
+  } else if (const int runs = library.can_run(); runs <= 0) {
+    found["problem"] = describe_cuda_error(library, -runs);
   }
   return found;
 }

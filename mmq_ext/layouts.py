@@ -17,14 +17,13 @@ from mmq_ext.checks import check, require
 
 TILE_ROWS: Final = 8  # CPU: output rows that are interleaved
 BLOCK_COLS: Final = 32  # CPU: in-features of a block; a block of width b takes 32 * b bytes
-CUDA_TILE_N: Final = 64  # CUDA: out-features of a tile
-CUDA_TILE_K: Final = 16  # CUDA: in-features of a tile
+CUDA_BLOCK: Final = 64  # CUDA: out-features and in-features of a block
 
 
 def tiles_bytes(n: int, k: int, bits: int, *, cuda: bool = False) -> int:
-    """Bytes of the kernels' layout of [n, k] codes, padded to whole tiles."""
+    """Bytes of the kernels' layout of [n, k] codes, padded to whole tiles or blocks."""
     if cuda:
-        return cuda_padded(n) * (-(-k // CUDA_TILE_K) * CUDA_TILE_K) * bits // 8
+        return cuda_padded(n) * cuda_padded(k) * bits // 8
     return -(-n // TILE_ROWS) * -(-k // BLOCK_COLS) * BLOCK_COLS * bits
 
 
@@ -34,8 +33,8 @@ def affine_floats(n: int, groups: int) -> int:
 
 
 def cuda_padded(n: int) -> int:
-    """``n`` rounded up to whole CUDA tiles."""
-    return -(-n // CUDA_TILE_N) * CUDA_TILE_N
+    """``n`` rounded up to whole CUDA blocks."""
+    return -(-n // CUDA_BLOCK) * CUDA_BLOCK
 
 
 def _minima(scales: Tensor, zeros: Tensor | None, bits: int, float_zero: bool) -> Tensor:
