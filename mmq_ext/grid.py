@@ -39,7 +39,7 @@ def grid_search(
     for begin, end, size in ((0, whole, group_size), (whole, k, k - whole)):
         if begin == end:
             continue
-        groups = w[:, begin:end].reshape(n, -1, size)
+        groups = w[:, begin:end].reshape(n, (end - begin) // size, size)
         weight = None if importance is None else importance[begin:end].view(-1, size)
         parts.append(
             _search(groups, weight, bits, kind, scale_dtype, steps, shrink, float(exponent))

@@ -14,11 +14,14 @@ import pytest
 import mmq_ext
 
 KNOWN = ("avx2", "scalar")
+CPU = "cpu"  # ops that have one implementation for all instruction sets
 CUDA = "cuda"
 
 
 def _why_not(name: str) -> str:
     """Why ``name`` cannot run here; empty if it can."""
+    if name == CPU:
+        return ""
     if name != CUDA:
         return "" if name in mmq_ext.cpu_isas() else f"this machine has no {name}"
     from simulated import missing
@@ -37,6 +40,9 @@ def _param(name: str) -> object:
 @contextmanager
 def running(name: str) -> Iterator[None]:
     """Runs the operators' implementation ``name`` inside the block."""
+    if name == CPU:
+        yield
+        return
     if name != CUDA:
         with mmq_ext.use_isa(name):
             yield
@@ -49,4 +55,5 @@ def running(name: str) -> Iterator[None]:
 
 cpu_isa = pytest.mark.parametrize("isa", [_param(name) for name in KNOWN])
 every_isa = pytest.mark.parametrize("isa", [_param(name) for name in (*KNOWN, CUDA)])
+every_device = pytest.mark.parametrize("device", [_param(name) for name in (CPU, CUDA)])
 needs_cuda = pytest.mark.parametrize("isa", [_param(CUDA)])

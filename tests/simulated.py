@@ -10,6 +10,7 @@ CPU tensors have CUDA's layouts.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -76,12 +77,14 @@ class BorrowedGpu(CudaDevice):
 
 
 @contextmanager
-def _cpu_functions(functions: dict[str, Callable[..., Any]]) -> Iterator[None]:
+def cpu_functions(functions: dict[str, Callable[..., Any]]) -> Iterator[None]:
     """Puts ``functions`` in the place of the operators' CPU implementations."""
     library = torch.library.Library("mmq", "IMPL")
     try:
-        for name, function in functions.items():
-            library.impl(name, function, "CPU", allow_override=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Warning only once for all operators")
+            for name, function in functions.items():
+                library.impl(name, function, "CPU", allow_override=True)
         yield
     finally:
         library._destroy()
@@ -93,7 +96,7 @@ def simulated_cuda(**settings: object) -> Iterator[Simulator]:
     with ExitStack() as stack:
         simulator = stack.enter_context(Simulator(**settings))
         stack.enter_context(use_device(SimulatedCuda(simulator)))
-        stack.enter_context(_cpu_functions(CUDA_FUNCTIONS))
+        stack.enter_context(cpu_functions(CUDA_FUNCTIONS))
         yield simulator
 
 
@@ -111,7 +114,7 @@ def borrowed_gpu() -> Iterator[None]:
 
         return run
 
-    with use_device(BorrowedGpu()), _cpu_functions({name: over(name) for name in CUDA_FUNCTIONS}):
+    with use_device(BorrowedGpu()), cpu_functions({name: over(name) for name in CUDA_FUNCTIONS}):
         yield
 
 
