@@ -29,12 +29,12 @@ def _why_not(name: str) -> str:
     return missing()
 
 
-def _param(name: str) -> object:
+def param(name: str, *more: object) -> object:
+    """(name, *more) as a test's parameter, skipped where the implementation is absent."""
     required = os.environ.get("MMQ_REQUIRE", "").split(",")
     why = _why_not(name)
-    return pytest.param(
-        name, marks=pytest.mark.skip(reason=why) if why and name not in required else ()
-    )
+    marks = pytest.mark.skip(reason=why) if why and name not in required else ()
+    return pytest.param(name, *more, marks=marks)
 
 
 @contextmanager
@@ -53,7 +53,7 @@ def running(name: str) -> Iterator[None]:
         yield
 
 
-cpu_isa = pytest.mark.parametrize("isa", [_param(name) for name in KNOWN])
-every_isa = pytest.mark.parametrize("isa", [_param(name) for name in (*KNOWN, CUDA)])
-every_device = pytest.mark.parametrize("device", [_param(name) for name in (CPU, CUDA)])
-needs_cuda = pytest.mark.parametrize("isa", [_param(CUDA)])
+cpu_isa = pytest.mark.parametrize("isa", [param(name) for name in KNOWN])
+every_isa = pytest.mark.parametrize("isa", [param(name) for name in (*KNOWN, CUDA)])
+every_device = pytest.mark.parametrize("device", [param(name) for name in (CPU, CUDA)])
+needs_cuda = pytest.mark.parametrize("isa", [param(CUDA)])
