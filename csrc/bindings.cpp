@@ -2,6 +2,8 @@
 // The Python module: raw pointers and sizes, never a torch header. Tensors were checked for device,
 // dtype, shape and contiguity by mmq_ext/ops.py, which holds them alive during the call; here the
 // numbers are checked.
+#include "bindings.h"
+
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -9,31 +11,14 @@
 #include <string>
 #include <vector>
 
-#include "checks.h"
 #include "cpu/kernels.h"
 #include "cpu/layout.h"
 #include "cpu/parallel.h"
-#include "packing.h"
 
 namespace py = pybind11;
 
 namespace mmq {
 namespace {
-
-template <class T>
-T* pointer(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
-void check_bits(const char* op, int bits) {
-  check(bits >= kMinBits && bits <= kMaxBits, op, "bits from 2 to 8", bits);
-}
-
-void check_size(const char* op, int64_t size) { check(size >= 0, op, "a size of 0 or more", size); }
-
-void check_enum(const char* op, const char* what, int value, int count) {
-  check(value >= 0 && value < count, op, what, value);
-}
 
 void bind_pack(uintptr_t codes, int64_t rows, int64_t cols, int bits, uintptr_t words) {
   check_bits("pack", bits);
@@ -163,4 +148,5 @@ PYBIND11_MODULE(_C, m) {
         [](const std::string& name) { return std::string(cpu::select_isa(name.c_str())); });
   m.def("max_threads", &cpu::max_threads);
   m.def("threading_backend", [] { return std::string(cpu::threading_backend()); });
+  bind_cuda(m);
 }

@@ -1,0 +1,257 @@
+// SPDX-License-Identifier: Apache-2.0
+// What both GEMM paths do with one block of 64 features x 64 columns: decode, multiply on the
+// tensor cores, scale into fp32 totals; and the scales and minima themselves.
+#pragma once
+
+#include <cstdint>
+
+#include "dequant.cuh"
+#include "gemm.h"
+
+namespace mmq::cuda {
+
+// A lane's share of 64 features x 8 * kN8 rows: totals[tile][n8][c] is feature 8g + 2 tile + c / 2
+// and row 8 n8 + 2t + c % 2.
+template <int kN8>
+using Totals = float[kTiles][kN8][4];
+
+constexpr int kLaneFeatures = 2 * kTiles;
+
+// The quotient step / steps_per_group by multiplication; exact while steps^2 < 2^32.
+__device__ inline int group_of_step(const GemmParams& params, int step) {
+  const int group = static_cast<int>(static_cast<uint64_t>(step) * params.group_magic >> 32);
+  return min(group, params.last_group);  // steps past k
+}
+
+__device__ inline float2 unpack_scales(const GemmParams& params, uint32_t pair) {
+  return params.scale_is_bfloat ? unpack_bf16x2(pair) : unpack_f16x2(pair);
+}
+
+// The scales of a lane's 8 features (first_feature on) in one group: 16-byte loads whatever the
+// kind. The branches are uniform: all blocks of a launch have one kind.
+__device__ inline void load_scales(const GemmParams& params, int group, int first_feature,
+                                   float (&scales)[kLaneFeatures]) {
+  const int64_t at =
+      static_cast<int64_t>(group) * params.strips * kBlockN + first_feature;  // in features
+  if (params.affine_kind == AffineKind::kScale16) {
+    const uint4 v = __ldg(reinterpret_cast<const uint4*>(params.affine) + at / 8);
+    const uint32_t pairs[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+    for (int p = 0; p < 4; ++p) {
+      const float2 s = unpack_scales(params, pairs[p]);
+      scales[2 * p] = s.x;
+      scales[2 * p + 1] = s.y;
+    }
+  } else if (params.affine_kind == AffineKind::kScaleZero16) {
+    const uint4* source = reinterpret_cast<const uint4*>(params.affine) + at / 4;
+#pragma unroll
+    for (int p = 0; p < 2; ++p) {
+      const uint4 v = __ldg(source + p);
+      scales[4 * p] = unpack_scales(params, v.x).x;
+      scales[4 * p + 1] = unpack_scales(params, v.y).x;
+      scales[4 * p + 2] = unpack_scales(params, v.z).x;
+      scales[4 * p + 3] = unpack_scales(params, v.w).x;
+    }
+  } else {
+    const float4* source = reinterpret_cast<const float4*>(params.affine) + at / 2;
+#pragma unroll
+    for (int p = 0; p < 4; ++p) {
+      const float4 v = __ldg(source + p);
+      scales[2 * p] = v.x;
+      scales[2 * p + 1] = v.z;
+    }
+  }
+}
+
+// m' of w = s * (q - mid) + m' for the same features: (mid - z) * s, or min + mid * s.
+__device__ inline void load_minima(const GemmParams& params, int group, int first_feature,
+                                   float mid, float (&minima)[kLaneFeatures]) {
+  const int64_t at = static_cast<int64_t>(group) * params.strips * kBlockN + first_feature;
+  if (params.affine_kind == AffineKind::kScaleZero16) {
+    const uint4* source = reinterpret_cast<const uint4*>(params.affine) + at / 4;
+#pragma unroll
+    for (int p = 0; p < 2; ++p) {
+      const uint4 v = __ldg(source + p);
+      const uint32_t pairs[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float2 scale_zero = unpack_scales(params, pairs[i]);
+        minima[4 * p + i] = (mid - scale_zero.y) * scale_zero.x;
+      }
+    }
+  } else {
+    const float4* source = reinterpret_cast<const float4*>(params.affine) + at / 2;
+#pragma unroll
+    for (int p = 0; p < 4; ++p) {
+      const float4 v = __ldg(source + p);
+      minima[2 * p] = fmaf(mid, v.x, v.y);
+      minima[2 * p + 1] = fmaf(mid, v.z, v.w);
+    }
+  }
+}
+
+// The words of one tile, from the vectors of the block that hold them. A vector of a narrow plane
+// serves several tiles: it is loaded at the first of them and kept.
+template <int kBits, class LoadVector>
+__device__ inline void tile_words(const LoadVector& load_vector, int tile,
+                                  uint32_t (&narrow)[8], uint32_t (&words)[kBits]) {
+#pragma unroll
+  for (int index = 0; index < plane_count(kBits); ++index) {
+    const Plane plane = plane_of(kBits, index);
+#pragma unroll
+    for (int word = 0; word < plane.width; ++word) {
+      const int linear = tile * plane.width + word;
+      const int element = linear % kVectorWords;
+      uint32_t* kept = narrow + (plane.width == 1 ? 4 : 0);
+      if (plane.width >= kVectorWords) {
+        if (element != 0) continue;
+        const uint4 v = load_vector(plane.low + linear / kVectorWords);
+        words[plane.low + word] = v.x;
+        words[plane.low + word + 1] = v.y;
+        words[plane.low + word + 2] = v.z;
+        words[plane.low + word + 3] = v.w;
+      } else {
+        if (element == 0) {
+          const uint4 v = load_vector(plane.low + linear / kVectorWords);
+          kept[0] = v.x;
+          kept[1] = v.y;
+          kept[2] = v.z;
+          kept[3] = v.w;
+        }
+        words[plane.low + word] = kept[element];
+      }
+    }
+  }
+}
+
+// totals += m' * (sum of the run's activations); first_row is the first row of the tile.
+template <int kBits, int kN8>
+__device__ inline void add_minima(const GemmParams& params, int step, int first_feature,
+                                  int first_row, Totals<kN8>& totals) {
+  float minima[kLaneFeatures];
+  load_minima(params, group_of_step(params, step), first_feature,
+              static_cast<float>(mid_code<kBits>()), minima);
+  const int t = threadIdx.x % 4;
+  const float* sums = params.row_sums +
+                      static_cast<int64_t>(step / params.run_steps) * params.row_sum_stride +
+                      first_row + 2 * t;
+#pragma unroll
+  for (int n8 = 0; n8 < kN8; ++n8) {
+    const float2 sum = __ldg(reinterpret_cast<const float2*>(sums + 8 * n8));
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      float(&total)[4] = totals[tile][n8];
+      total[0] = fmaf(minima[2 * tile], sum.x, total[0]);
+      total[1] = fmaf(minima[2 * tile], sum.y, total[1]);
+      total[2] = fmaf(minima[2 * tile + 1], sum.x, total[2]);
+      total[3] = fmaf(minima[2 * tile + 1], sum.y, total[3]);
+    }
+  }
+}
+
+// Adds the products of one block and 8 * kN8 rows to the totals. Every kRun k steps (columns that
+// share a scale) the integer sums are multiplied by the scale in fp32. load_vector(v) gives the
+// lane's vector v of the block, load_x(step, x) the activation operands of a step. At most four n8
+// operands are summed at a time: more chains than that hide no more latency and cost registers.
+template <int kBits, class Activation, int kN8, int kRun, class LoadVector, class LoadX>
+__device__ inline void multiply_runs(const GemmParams& params, int k_block, int first_feature,
+                                     int first_row, const LoadVector& load_vector,
+                                     const LoadX& load_x, Totals<kN8>& totals) {
+  constexpr int kHalf = kN8 < 4 ? kN8 : 4;
+  const float zeros[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll
+  for (int run = 0; run < kSteps / kRun; ++run) {
+    const int first_step = run * kRun;
+    float scales[kLaneFeatures];
+    load_scales(params, group_of_step(params, k_block * kSteps + first_step), first_feature,
+                scales);
+    uint32_t x[kRun][kN8][2];
+#pragma unroll
+    for (int j = 0; j < kRun; ++j) load_x(first_step + j, x[j]);
+    uint32_t narrow[8];
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      uint32_t words[kBits];
+      tile_words<kBits>(load_vector, tile, narrow, words);
+      uint32_t w[kRun][kRegisters];
+#pragma unroll
+      for (int j = 0; j < kRun; ++j) {
+#pragma unroll
+        for (int reg = 0; reg < kRegisters; ++reg) {
+          w[j][reg] = decode<kBits, Activation>(words, reg, first_step + j);
+        }
+      }
+#pragma unroll
+      for (int half = 0; half < kN8; half += kHalf) {
+        float sums[kHalf][4];
+#pragma unroll
+        for (int j = 0; j < kRun; ++j) {
+#pragma unroll
+          for (int i = 0; i < kHalf; ++i) {
+            Activation::mma(sums[i], w[j], x[j][half + i], j == 0 ? zeros : sums[i]);
+          }
+        }
+#pragma unroll
+        for (int i = 0; i < kHalf; ++i) {
+#pragma unroll
+          for (int c = 0; c < 4; ++c) {
+            float& total = totals[tile][half + i][c];
+            total = fmaf(sums[i][c], scales[2 * tile + c / 2], total);
+          }
+        }
+      }
+    }
+    if (params.row_sums != nullptr) {
+      add_minima<kBits, kN8>(params, k_block * kSteps + first_step, first_feature, first_row,
+                             totals);
+    }
+  }
+}
+
+// The same with the run length of the launch; one of three bodies, chosen by a uniform branch.
+template <int kBits, class Activation, int kN8, class LoadVector, class LoadX>
+__device__ inline void multiply_block(const GemmParams& params, int k_block, int first_feature,
+                                      int first_row, const LoadVector& load_vector,
+                                      const LoadX& load_x, Totals<kN8>& totals) {
+  if (params.run_steps == 4) {
+    multiply_runs<kBits, Activation, kN8, 4>(params, k_block, first_feature, first_row,
+                                             load_vector, load_x, totals);
+  } else if (params.run_steps == 2) {
+    multiply_runs<kBits, Activation, kN8, 2>(params, k_block, first_feature, first_row,
+                                             load_vector, load_x, totals);
+  } else {
+    multiply_runs<kBits, Activation, kN8, 1>(params, k_block, first_feature, first_row,
+                                             load_vector, load_x, totals);
+  }
+}
+
+// Bias added and rounded once: the 8 neighbouring results of a lane in one row. `sums` are in
+// feature order; features past n are not stored.
+template <class Activation>
+__device__ inline void store_features(const GemmParams& params, int row, int first_feature,
+                                      const float (&sums)[kLaneFeatures]) {
+  uint16_t* y = static_cast<uint16_t*>(params.y) + static_cast<int64_t>(row) * params.n;
+  const uint16_t* bias = static_cast<const uint16_t*>(params.bias);
+  if (params.wide_stores && first_feature + kLaneFeatures <= params.n) {
+    uint4 added = {0, 0, 0, 0};
+    if (bias != nullptr) added = __ldg(reinterpret_cast<const uint4*>(bias + first_feature));
+    const uint32_t pairs[4] = {added.x, added.y, added.z, added.w};
+    uint32_t packed[4];
+#pragma unroll
+    for (int p = 0; p < 4; ++p) {
+      const float2 b = Activation::unpack(pairs[p]);
+      packed[p] = Activation::pack(sums[2 * p] + b.x, sums[2 * p + 1] + b.y);
+    }
+    *reinterpret_cast<uint4*>(y + first_feature) = {packed[0], packed[1], packed[2], packed[3]};
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < kLaneFeatures; ++i) {
+    if (first_feature + i < params.n) {
+      const float b = bias == nullptr ? 0.0f : Activation::unpack(bias[first_feature + i]).x;
+      y[first_feature + i] = static_cast<uint16_t>(Activation::pack(sums[i] + b, 0.0f));
+    }
+  }
+}
+
+}  // namespace mmq::cuda
