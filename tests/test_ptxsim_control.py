@@ -140,7 +140,7 @@ LOCK = """
 
 @pytest.mark.parametrize(("resident", "slice_length"), [(1, 2000), (4, 3), (16, 50), (16, 2000)])
 def test_spin_lock_between_blocks(resident: int, slice_length: int) -> None:
-    """One lane of each block spins; the section is a step that does not commute with itself torn."""
+    """One lane of each block spins; a torn or lost step of the section changes every word."""
     lock, words = np.zeros(1, dtype=np.uint32), np.zeros(64, dtype=np.uint32)
     with Simulator(resident_blocks=resident, slice=slice_length) as sim:
         sim.run_ptx(kernel(LOCK, ["u64", "u64"]), [lock, words], grid=(16,), block=(64,))
