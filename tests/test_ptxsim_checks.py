@@ -61,7 +61,7 @@ def test_out_of_bounds_reads_give_zeros(sim: Simulator) -> None:
     sim.clear()
 
 
-def test_null_and_freed_pointers(sim: Simulator) -> None:
+def test_null_pointers(sim: Simulator) -> None:
     run(
         sim,
         f"{MINE} mov.u64 %l2, 0; ld.global.u32 %t1, [%l2]; st.global.u32 [%l1], 1;",
@@ -138,12 +138,8 @@ def test_shared_races(sim: Simulator, order: str) -> None:
     }[order]
     end = "st.global.u32 [%l1], %t5;" if order != "write-write" else ""
     for barrier in ("bar.sync 0;", ""):
-        run(
-            sim,
-            f"{TILE} {OTHER_WARP} {fill}\n.loc 1 7 1\n{first} {barrier}\n.loc 1 8 1\n{second} {end}",
-            [words(64)],
-            block=(64,),
-        )
+        body = f"\n.loc 1 7 1\n{first} {barrier}\n.loc 1 8 1\n{second} {end}"
+        run(sim, f"{TILE} {OTHER_WARP} {fill} {body}", [words(64)], block=(64,))
         if barrier:
             assert not sim.findings()
     for finding in sim.take("race"):
@@ -179,7 +175,7 @@ def test_cp_async_of_another_warp_needs_a_barrier(sim: Simulator) -> None:
 
 
 def test_barrier_in_a_part_of_a_warp(sim: Simulator) -> None:
-    body = f"{MINE} setp.lt.u32 %p0, %t0, 16; @!%p0 bra $end; bar.sync 0; $end: st.global.u32 [%l1], 1;"
+    body = f"{MINE} setp.lt.u32 %p0, %t0, 16; @!%p0 bra $end; bar.sync 0; $end:"
     run(sim, body, [words(64)], block=(64,))
     found = sim.findings()
     assert {finding.kind for finding in found} <= {"barrier", "deadlock"}
