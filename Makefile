@@ -45,7 +45,8 @@ build: env
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'tests/native/*')
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' \
+	  'tests/native/*' 'tests/ptxsim/*.h' 'tests/ptxsim/*.cpp' 'tests/ptxsim/*.cu')
 
 types: env
 	$(BIN)/mypy

@@ -130,10 +130,10 @@ def test_a_layer_goes_to_cuda_and_back(isa: str) -> None:
     assert torch.equal(layer(x), expected)
     # A divided activation is rounded to 16 bits on CUDA, and is not on the CPU.
     error = (on_cuda.double() - expected.double()).abs()
-    size = (
-        x.double() / layer.packed.in_scale.double()
-    ).abs() @ layer.packed.dequantize().double().abs().T
-    assert bool((error <= 2.0**-10 * size + 2.0**-10 * expected.double().abs()).all())
+    packed = layer.packed
+    assert packed.in_scale is not None
+    size = (x / packed.in_scale).double().abs() @ packed.dequantize().double().abs().T
+    assert bool((error <= 2.0**-10 * (size + expected.double().abs())).all())
 
 
 def test_product_check_can_fail() -> None:

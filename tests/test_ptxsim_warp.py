@@ -186,7 +186,7 @@ def fragment_b16(b: Array, k: int) -> Array:
 
 
 def fragment_c(c: Array) -> Array:
-    """C and D of 16 x 8 32-bit elements: row group, + 8 from i = 2 on; column 2 thread + (i & 1)."""
+    """C and D of 16 x 8 words: row group, + 8 from i = 2 on; column 2 thread + (i & 1)."""
     return np.stack([c[GROUP + 8 * (i // 2), 2 * THREAD + (i & 1)] for i in range(4)], axis=1)
 
 
@@ -270,7 +270,7 @@ def test_mma_with_half_accumulators(sim: Simulator) -> None:
 @pytest.mark.parametrize("a_kind", ["s8", "u8"])
 @pytest.mark.parametrize("b_kind", ["s8", "u8"])
 def test_mma_of_bytes(sim: Simulator, a_kind: str, b_kind: str) -> None:
-    """m16n8k32: A row group (+ 8 for odd registers), columns 4 thread + i (+ 16 from register 2)."""
+    """m16n8k32: A row group, + 8 in odd registers; column 4 thread + i, + 16 from register 2 on."""
     rng = np.random.default_rng(0)
     dtypes = {"s8": np.int8, "u8": np.uint8}
 
