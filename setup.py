@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds the compiled module: calls CMake with ninja; CMakeLists.txt is the only source list."""
+"""Builds the compiled libraries: calls CMake with ninja; CMakeLists.txt is the only source list.
+
+``MMQ_CUDA`` (auto, on, off) and ``MMQ_CUDA_ARCHS`` in the environment choose the CUDA kernels.
+"""
 
 import os
 import subprocess
@@ -13,7 +16,7 @@ ROOT = Path(__file__).parent.resolve()
 
 
 class CMakeBuild(build_ext):
-    """Configures and builds the target ``_C`` into the place where setuptools expects it."""
+    """Configures and builds the target ``mmq_ext`` where setuptools expects the module."""
 
     def build_extension(self, ext: Extension) -> None:
         output_dir = Path(self.get_ext_fullpath(ext.name)).parent.resolve()
@@ -28,9 +31,12 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DMMQ_OUTPUT_DIR={output_dir}",
         ]
+        for option in ("MMQ_CUDA", "MMQ_CUDA_ARCHS"):
+            if os.environ.get(option):
+                configure.append(f"-D{option}={os.environ[option]}")
         subprocess.run([*configure, str(ROOT)], cwd=build_dir, check=True)
         subprocess.run(
-            ["cmake", "--build", ".", "--target", "_C", "-j", jobs], cwd=build_dir, check=True
+            ["cmake", "--build", ".", "--target", "mmq_ext", "-j", jobs], cwd=build_dir, check=True
         )
 
 

@@ -2,6 +2,8 @@
 // The Python module: raw pointers and sizes, never a torch header. Tensors were checked for device,
 // dtype, shape and contiguity by mmq_ext/ops.py, which holds them alive during the call; here the
 // numbers are checked.
+#include "bindings.h"
+
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -9,31 +11,14 @@
 #include <string>
 #include <vector>
 
-#include "checks.h"
 #include "cpu/kernels.h"
 #include "cpu/layout.h"
 #include "cpu/parallel.h"
-#include "packing.h"
 
 namespace py = pybind11;
 
 namespace mmq {
 namespace {
-
-template <class T>
-T* pointer(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
-void check_bits(const char* op, int bits) {
-  check(bits >= kMinBits && bits <= kMaxBits, op, "bits from 2 to 8", bits);
-}
-
-void check_size(const char* op, int64_t size) { check(size >= 0, op, "a size of 0 or more", size); }
-
-void check_enum(const char* op, const char* what, int value, int count) {
-  check(value >= 0 && value < count, op, what, value);
-}
 
 void bind_pack(uintptr_t codes, int64_t rows, int64_t cols, int bits, uintptr_t words) {
   check_bits("pack", bits);
@@ -113,8 +98,8 @@ void bind_awq_errors(uintptr_t w, uintptr_t candidates, uintptr_t factor, uintpt
   py::gil_scoped_release release;
   cpu::kernels().awq_errors({pointer<const float>(w), pointer<const float>(candidates),
                              pointer<const float>(factor), pointer<double>(errors), n, k, rows,
-                             count, group_size, bits, static_cast<cpu::GridKind>(kind),
-                             static_cast<cpu::ScaleType>(scale_type)});
+                             count, group_size, bits, static_cast<GridKind>(kind),
+                             static_cast<ScaleType>(scale_type)});
 }
 
 void bind_grid_search(uintptr_t w, uintptr_t importance, uintptr_t scales, uintptr_t zeros,
@@ -133,8 +118,8 @@ void bind_grid_search(uintptr_t w, uintptr_t importance, uintptr_t scales, uintp
   py::gil_scoped_release release;
   cpu::kernels().grid_search({pointer<const float>(w), pointer<const float>(importance),
                               pointer<float>(scales), pointer<float>(zeros), n, k, group_size, bits,
-                              static_cast<cpu::GridKind>(kind),
-                              static_cast<cpu::ScaleType>(scale_type), steps, shrink, exponent});
+                              static_cast<GridKind>(kind), static_cast<ScaleType>(scale_type),
+                              steps, shrink, exponent});
 }
 
 std::vector<std::string> cpu_isas() {
@@ -163,4 +148,5 @@ PYBIND11_MODULE(_C, m) {
         [](const std::string& name) { return std::string(cpu::select_isa(name.c_str())); });
   m.def("max_threads", &cpu::max_threads);
   m.def("threading_backend", [] { return std::string(cpu::threading_backend()); });
+  bind_cuda(m);
 }

@@ -14,25 +14,29 @@
 
 #include <cstdint>
 
+#include "host_device.h"
+
 namespace mmq {
 
 constexpr int kMinBits = 2;
 constexpr int kMaxBits = 8;
 constexpr int kWordBits = 32;
 
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+MMQ_HOST_DEVICE constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-constexpr int64_t row_words(int64_t cols, int bits) { return ceil_div(cols * bits, kWordBits); }
+MMQ_HOST_DEVICE constexpr int64_t row_words(int64_t cols, int bits) {
+  return ceil_div(cols * bits, kWordBits);
+}
 
-constexpr int max_code(int bits) { return (1 << bits) - 1; }
+MMQ_HOST_DEVICE constexpr int max_code(int bits) { return (1 << bits) - 1; }
 
 // Number of groups in a row; group_size is already resolved (positive).
-constexpr int64_t group_count(int64_t cols, int64_t group_size) {
+MMQ_HOST_DEVICE constexpr int64_t group_count(int64_t cols, int64_t group_size) {
   return ceil_div(cols, group_size);
 }
 
 // Code `index` of a row; reads at most two words, never past the row's last one.
-inline uint32_t get_code(const uint32_t* row, int64_t index, int bits) {
+MMQ_HOST_DEVICE inline uint32_t get_code(const uint32_t* row, int64_t index, int bits) {
   const int64_t bit = index * bits;
   const int shift = static_cast<int>(bit % kWordBits);
   uint64_t window = row[bit / kWordBits];

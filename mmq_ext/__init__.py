@@ -14,7 +14,15 @@ import torch  # noqa: F401  (first: its OpenMP runtime is the one the kernels fo
 
 from mmq_ext import _C, ops
 
-__all__ = ["cpu_isa", "cpu_isas", "ops", "threading_backend", "use_isa"]
+__all__ = [
+    "cpu_isa",
+    "cpu_isas",
+    "cuda_library_path",
+    "cuda_status",
+    "ops",
+    "threading_backend",
+    "use_isa",
+]
 
 
 def cpu_isa() -> str:
@@ -33,6 +41,21 @@ def cpu_isas() -> list[str]:
 def threading_backend() -> str:
     """The OpenMP runtime (shared with torch) that the kernels fork through, or "std::thread"."""
     return _C.threading_backend()
+
+
+def cuda_library_path() -> str:
+    """The file that the CUDA kernels are opened from: MMQ_CUDA_LIBRARY, or beside this package."""
+    return _C.cuda_library_path()
+
+
+def cuda_status() -> dict[str, str | int]:
+    """What the CUDA library holds and what this machine has; opens the library.
+
+    Keys: path, architectures ("80 86 ... +ptx120"), devices (how many), problem (empty if the
+    current device can run the kernels, else what is wrong and what to do), and with a device its
+    capability (80 for 8.0). Raises RuntimeError where there is no library, saying how to build it.
+    """
+    return _C.cuda_status()
 
 
 @contextmanager

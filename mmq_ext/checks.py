@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 _LIBRARY: Final = torch.library.Library("mmq", "DEF")  # type: ignore[no-untyped-call]
+# By op, for tests that run the CUDA functions on a simulated device.
+CUDA_FUNCTIONS: Final[dict[str, Callable[..., Any]]] = {}
 
 
 def require(ok: bool, op: str, expected: str, got: object) -> None:
@@ -59,3 +61,9 @@ def register(schema: str, cpu: Callable[..., Any], fake: Callable[..., Any]) -> 
     _LIBRARY.define(schema)  # type: ignore[no-untyped-call]
     _LIBRARY.impl(name, cpu, "CPU")  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"mmq::{name}", fake, lib=_LIBRARY)
+
+
+def register_cuda(name: str, cuda: Callable[..., Any]) -> None:
+    """Registers the CUDA implementation of an op that :func:`register` defined."""
+    _LIBRARY.impl(name, cuda, "CUDA")  # type: ignore[no-untyped-call]
+    CUDA_FUNCTIONS[name] = cuda

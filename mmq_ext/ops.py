@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operators: one typed function per op, its checks, its fake and its CPU implementation.
+"""The operators: one typed function per op, its checks, its fake, its CPU and CUDA functions.
 
 Every op is registered with ``torch.library`` under ``torch.ops.mmq``, so that it works under
 ``torch.compile`` and ``opcheck``. The checks run in the fake and in the real implementation alike;
@@ -7,16 +7,16 @@ the compiled module then gets raw pointers and sizes. Shapes: n out-features, k 
 of activations, G = ceil(k / group_size) groups.
 """
 
+from mmq_ext import cuda_ops  # noqa: F401  (registers the CUDA implementations)
 from mmq_ext.checks import group_count, row_words
+from mmq_ext.layouts import affine_floats, tiles_bytes
 from mmq_ext.packed_ops import (
     GEMM_MODES,
-    affine_floats,
     check_unused_bits,
     pack,
     packed_gemm,
     repack,
     repack_affine,
-    tiles_bytes,
     unpack,
     unrepack,
     unrepack_affine,

@@ -10,14 +10,25 @@ from torch import Tensor
 
 from mmq_ext import _C
 from mmq_ext.checks import check, check_bits, choice, group_count, register, require, row_words
+from mmq_ext.device import check_one_device, on_cuda
+from mmq_ext.layouts import (
+    affine_floats,
+    check_cuda_affine,
+    cpu_affine,
+    cpu_unaffine,
+    cuda_affine,
+    cuda_unaffine,
+    tiles_bytes,
+)
 
 GEMM_MODES: Final = {"exact": 0, "int8": 1}
+SCALES: Final = (torch.float32, torch.float16, torch.bfloat16)
 
 
 # --- pack, unpack -----------------------------------------------------------------------------
 
 
-def _pack_out(codes: Tensor, bits: int) -> Tensor:
+def pack_out(codes: Tensor, bits: int) -> Tensor:
     check_bits("pack", bits)
     check("pack", "codes", codes, torch.uint8, None, None)
     rows, cols = codes.shape
@@ -25,7 +36,7 @@ def _pack_out(codes: Tensor, bits: int) -> Tensor:
 
 
 def _pack_cpu(codes: Tensor, bits: int) -> Tensor:
-    words = _pack_out(codes, bits)
+    words = pack_out(codes, bits)
     if codes.numel():
         top = int(codes.max())
         require(top < 1 << bits, "pack", f"codes below {1 << bits}", top)
@@ -43,7 +54,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     return torch.ops.mmq.pack(codes, bits)  # type: ignore[no-any-return]
 
 
-def _unpack_out(words: Tensor, bits: int, cols: int) -> Tensor:
+def unpack_out(words: Tensor, bits: int, cols: int) -> Tensor:
     check_bits("unpack", bits)
     require(cols >= 0, "unpack", "cols of 0 or more", cols)
     check("unpack", "words", words, torch.int32, None, row_words(cols, bits))
@@ -51,7 +62,7 @@ def _unpack_out(words: Tensor, bits: int, cols: int) -> Tensor:
 
 
 def _unpack_cpu(words: Tensor, bits: int, cols: int) -> Tensor:
-    codes = _unpack_out(words, bits, cols)
+    codes = unpack_out(words, bits, cols)
     words = words.contiguous()
     _C.unpack(words.data_ptr(), words.shape[0], cols, bits, codes.data_ptr())
     return codes
@@ -68,7 +79,7 @@ def check_unused_bits(words: Tensor, bits: int, cols: int) -> None:
     The kernels ignore such bits, but a file that has them was not written by :func:`pack`: read
     files strictly. Raises ValueError that names the first such row.
     """
-    _unpack_out(words, bits, cols)
+    unpack_out(words, bits, cols)
     used = cols * bits % 32
     if used and words.shape[0]:
         dirty = (words[:, -1].to(torch.int64) & 0xFFFFFFFF) >> used != 0
@@ -80,35 +91,23 @@ def check_unused_bits(words: Tensor, bits: int, cols: int) -> None:
             )
 
 
-register("pack(Tensor codes, int bits) -> Tensor", _pack_cpu, _pack_out)
-register("unpack(Tensor words, int bits, int cols) -> Tensor", _unpack_cpu, _unpack_out)
+register("pack(Tensor codes, int bits) -> Tensor", _pack_cpu, pack_out)
+register("unpack(Tensor words, int bits, int cols) -> Tensor", _unpack_cpu, unpack_out)
 
 
 # --- repack -----------------------------------------------------------------------------------
 
-TILE_ROWS: Final = 8  # output rows interleaved in the kernels' layout (csrc/cpu/layout.h)
-BLOCK_COLS: Final = 32  # in-features of a block; a block of width b takes 32 * b bytes
 
-
-def tiles_bytes(n: int, k: int, bits: int) -> int:
-    """Bytes of the kernels' layout of [n, k] codes: rows padded to 8, columns to 32."""
-    return -(-n // TILE_ROWS) * -(-k // BLOCK_COLS) * BLOCK_COLS * bits
-
-
-def affine_floats(n: int, groups: int) -> int:
-    """Number of float32 values that :func:`repack_affine` makes of [n, groups] scales."""
-    return -(-n // TILE_ROWS) * TILE_ROWS * groups * 2
-
-
-def _repack_out(qweight: Tensor, bits: int, k: int) -> Tensor:
+def repack_out(qweight: Tensor, bits: int, k: int) -> Tensor:
     check_bits("repack", bits)
     require(k >= 0, "repack", "k of 0 or more", k)
     check("repack", "qweight", qweight, torch.int32, None, row_words(k, bits))
-    return qweight.new_empty((tiles_bytes(qweight.shape[0], k, bits),), dtype=torch.uint8)
+    size = tiles_bytes(qweight.shape[0], k, bits, cuda=on_cuda(qweight))
+    return qweight.new_empty((size,), dtype=torch.uint8)
 
 
 def _repack_cpu(qweight: Tensor, bits: int, k: int) -> Tensor:
-    tiles = _repack_out(qweight, bits, k)
+    tiles = repack_out(qweight, bits, k)
     qweight = qweight.contiguous()
     _C.repack(qweight.data_ptr(), qweight.shape[0], k, bits, tiles.data_ptr())
     return tiles
@@ -117,21 +116,22 @@ def _repack_cpu(qweight: Tensor, bits: int, k: int) -> Tensor:
 def repack(qweight: Tensor, bits: int, k: int) -> Tensor:
     """Canonical stream, int32 [n, ceil(k * bits / 32)], to the layout that the kernels read.
 
-    Returns uint8 [:func:`tiles_bytes`]: 8 rows interleaved, bit planes (csrc/cpu/layout.h).
+    Returns uint8 [:func:`tiles_bytes`], in the order of the device: 8 rows interleaved, bit planes
+    (csrc/cpu/layout.h), or the fragment order of CUDA's tensor cores (csrc/cuda/tiles.h).
     """
     return torch.ops.mmq.repack(qweight, bits, k)  # type: ignore[no-any-return]
 
 
-def _unrepack_out(tiles: Tensor, bits: int, n: int, k: int) -> Tensor:
+def unrepack_out(tiles: Tensor, bits: int, n: int, k: int) -> Tensor:
     check_bits("unrepack", bits)
     require(n >= 0, "unrepack", "n of 0 or more", n)
     require(k >= 0, "unrepack", "k of 0 or more", k)
-    check("unrepack", "tiles", tiles, torch.uint8, tiles_bytes(n, k, bits))
+    check("unrepack", "tiles", tiles, torch.uint8, tiles_bytes(n, k, bits, cuda=on_cuda(tiles)))
     return tiles.new_empty((n, row_words(k, bits)), dtype=torch.int32)
 
 
 def _unrepack_cpu(tiles: Tensor, bits: int, n: int, k: int) -> Tensor:
-    words = _unrepack_out(tiles, bits, n, k)
+    words = unrepack_out(tiles, bits, n, k)
     tiles = tiles.contiguous()
     _C.unrepack(tiles.data_ptr(), n, k, bits, words.data_ptr())
     return words
@@ -142,36 +142,68 @@ def unrepack(tiles: Tensor, bits: int, n: int, k: int) -> Tensor:
     return torch.ops.mmq.unrepack(tiles, bits, n, k)  # type: ignore[no-any-return]
 
 
-register("repack(Tensor qweight, int bits, int k) -> Tensor", _repack_cpu, _repack_out)
-register("unrepack(Tensor tiles, int bits, int n, int k) -> Tensor", _unrepack_cpu, _unrepack_out)
+register("repack(Tensor qweight, int bits, int k) -> Tensor", _repack_cpu, repack_out)
+register("unrepack(Tensor tiles, int bits, int n, int k) -> Tensor", _unrepack_cpu, unrepack_out)
 
 
-def repack_affine(scales: Tensor, minima: Tensor) -> Tensor:
-    """Scales and minima, float32 [n, G] each (w = code * scale + minimum), in the kernels' order.
+def repack_affine(scales: Tensor, zeros: Tensor | None, bits: int, float_zero: bool) -> Tensor:
+    """Scales and zeros [n, G] in the order of the kernels of their device.
 
-    For an integer zero z the minimum is -z * scale, which fp32 holds exactly for fp16 and bf16
-    scales. Returns float32 [:func:`affine_floats`], ordered [tile][group][scale, minimum][8 rows];
-    rows beyond n are zero.
+    Args:
+      scales: in their storage type.
+      zeros: integers of any type, minima if ``float_zero``, or None: the zero is 2**(bits-1).
+      bits: 2..8.
+      float_zero: w = code * scale + zero instead of (code - zero) * scale.
+
+    Both layouts are torch calls: scales are small, and reordered once per layer. The CPU's is
+    float32 scales and minima (:func:`mmq_ext.layouts.cpu_affine`); CUDA's has one of three forms
+    (:func:`mmq_ext.layouts.cuda_affine`).
     """
-    check("repack_affine", "scales", scales, torch.float32, None, None)
-    check("repack_affine", "minima", minima, torch.float32, *scales.shape)
-    n, groups = scales.shape
-    both = torch.stack((scales, minima), dim=1)
-    both = torch.nn.functional.pad(both, (0, 0, 0, 0, 0, -n % TILE_ROWS))
-    return both.view(-1, TILE_ROWS, 2, groups).permute(0, 3, 2, 1).reshape(-1)
+    op = "repack_affine"
+    check_bits(op, bits)
+    require(scales.dtype in SCALES, op, "scales of float32, float16 or bfloat16", scales.dtype)
+    check(op, "scales", scales, scales.dtype, None, None)
+    if zeros is None:
+        require(not float_zero, op, "minima with float_zero", None)
+    else:
+        check_one_device(op, {"scales": scales, "zeros": zeros})
+        check(op, "zeros", zeros, zeros.dtype, *scales.shape)
+    layout = cuda_affine if on_cuda(scales) else cpu_affine
+    return layout(scales, zeros, bits, float_zero)
 
 
-def unrepack_affine(affine: Tensor, n: int, groups: int) -> tuple[Tensor, Tensor]:
-    """The inverse of :func:`repack_affine`: (scales, minima), float32 [n, groups] each."""
+def unrepack_affine(affine: Tensor, n: int, groups: int) -> tuple[Tensor, Tensor | None]:
+    """What :func:`repack_affine` laid out: scales, and zeros or minima, [n, groups] each.
+
+    On the CPU (scales, minima) in float32. On CUDA zeros (None if symmetric) for 16-bit scales,
+    else minima.
+    """
+    if on_cuda(affine):
+        return cuda_unaffine(affine, n)
     check("unrepack_affine", "affine", affine, torch.float32, affine_floats(n, groups))
-    both = affine.view(-1, groups, 2, TILE_ROWS).permute(2, 0, 3, 1).reshape(2, -1, groups)
-    return both[0, :n].contiguous(), both[1, :n].contiguous()
+    return cpu_unaffine(affine, n, groups)
 
 
 # --- packed_gemm ------------------------------------------------------------------------------
 
 
-def _packed_gemm_out(
+def _check_cuda_gemm(x: Tensor, mode: str) -> None:
+    """What the CUDA kernel does not have, with what to do instead."""
+    require(
+        x.dtype != torch.float32,
+        "packed_gemm",
+        "x of float16 or bfloat16 on CUDA (model.to(torch.bfloat16), or QuantLinear.to_dense())",
+        x.dtype,
+    )
+    require(
+        mode != "int8",
+        "packed_gemm",
+        "mode exact on CUDA (int8 activations are for the CPU)",
+        repr(mode),
+    )
+
+
+def packed_gemm_out(
     x: Tensor,
     tiles: Tensor,
     affine: Tensor,
@@ -191,14 +223,21 @@ def _packed_gemm_out(
         "x of float32, float16 or bfloat16",
         x.dtype,
     )
+    cuda = on_cuda(x)
+    if cuda:
+        _check_cuda_gemm(x, mode)
     if x.dim() != 2:
         require(False, op, "x of shape [m, k]", list(x.shape))
     k = x.shape[1]
     require(group_size > 0, op, "a positive group size", group_size)
     choice(op, "mode", mode, GEMM_MODES)
     require(n >= 0, op, "n of 0 or more", n)
-    check(op, "tiles", tiles, torch.uint8, tiles_bytes(n, k, bits))
-    check(op, "affine", affine, torch.float32, affine_floats(n, group_count(k, group_size)))
+    check(op, "tiles", tiles, torch.uint8, tiles_bytes(n, k, bits, cuda=cuda))
+    groups = group_count(k, group_size)
+    if cuda:
+        check_cuda_affine(op, affine, n, groups)
+    else:
+        check(op, "affine", affine, torch.float32, affine_floats(n, groups))
     if bias is not None:
         check(op, "bias", bias, bias.dtype, n)
     if perm is not None:
@@ -220,7 +259,7 @@ def _packed_gemm_cpu(
     group_size: int,
     mode: str,
 ) -> Tensor:
-    y = _packed_gemm_out(x, tiles, affine, bias, perm, in_scale, n, bits, group_size, mode)
+    y = packed_gemm_out(x, tiles, affine, bias, perm, in_scale, n, bits, group_size, mode)
     dtype = x.dtype
     tiles, affine = tiles.contiguous(), affine.contiguous()
     if dtype != torch.float32:
@@ -264,18 +303,20 @@ def packed_gemm(
     """y = (x / in_scale)[:, perm] @ dequantized(tiles).T + bias, in fp32, returned in x's dtype.
 
     Args:
-      x: [m, k], float32, float16 or bfloat16.
+      x: [m, k], float32, float16 or bfloat16; on CUDA not float32.
       tiles: uint8, what :func:`repack` returned for the codes of [n, k].
-      affine: float32, what :func:`repack_affine` returned.
+      affine: what :func:`repack_affine` returned.
       n: out-features.
       bits: 2..8.
       group_size: positive; the last group may be partial.
       bias: [n] or None.
       perm: int32 [k] or None; packed position j reads in-feature perm[j].
       in_scale: [k] or None; divides x before the permutation.
-      mode: "exact" (fp32 activations) or "int8" (activations quantized per row and group).
+      mode: "exact" (fp32 activations) or "int8" (activations quantized per row and group; on the
+        CPU only).
 
-    Returns [m, n]. Raises ValueError for any dtype or shape that does not fit.
+    Returns [m, n]. Raises ValueError for any dtype or shape that does not fit, and on CUDA for
+    groups that its kernel does not have, with what to do instead.
     """
     return torch.ops.mmq.packed_gemm.default(  # type: ignore[no-any-return]
         x, tiles, affine, bias, perm, in_scale, n, bits, group_size, mode
@@ -286,5 +327,5 @@ register(
     "packed_gemm(Tensor x, Tensor tiles, Tensor affine, Tensor? bias, Tensor? perm, "
     "Tensor? in_scale, int n, int bits, int group_size, str mode) -> Tensor",
     _packed_gemm_cpu,
-    _packed_gemm_out,
+    packed_gemm_out,
 )

@@ -18,7 +18,7 @@ SCALE_TYPES: Final = {"float32": 0, "float16": 1, "bfloat16": 2}
 # --- gptq_block -------------------------------------------------------------------------------
 
 
-def _gptq_block_out(
+def gptq_block_out(
     w: Tensor,
     u: Tensor,
     scales: Tensor,
@@ -50,7 +50,7 @@ def _gptq_block_cpu(
     float_zero: bool,
     min_code: int,
 ) -> tuple[Tensor, Tensor]:
-    codes, errors = _gptq_block_out(w, u, scales, zeros, group_of, bits, float_zero, min_code)
+    codes, errors = gptq_block_out(w, u, scales, zeros, group_of, bits, float_zero, min_code)
     w, u, scales, zeros = w.contiguous(), u.contiguous(), scales.contiguous(), zeros.contiguous()
     group_of = group_of.contiguous()
     _C.gptq_block(
@@ -109,14 +109,14 @@ register(
     "gptq_block(Tensor w, Tensor u, Tensor scales, Tensor zeros, Tensor group_of, int bits, "
     "bool float_zero, int min_code) -> (Tensor, Tensor)",
     _gptq_block_cpu,
-    _gptq_block_out,
+    gptq_block_out,
 )
 
 
 # --- awq_errors -------------------------------------------------------------------------------
 
 
-def _awq_errors_out(
+def awq_errors_out(
     w: Tensor,
     candidates: Tensor,
     factor: Tensor,
@@ -146,7 +146,7 @@ def _awq_errors_cpu(
     kind: str,
     scale_dtype: str,
 ) -> Tensor:
-    errors = _awq_errors_out(w, candidates, factor, bits, group_size, kind, scale_dtype)
+    errors = awq_errors_out(w, candidates, factor, bits, group_size, kind, scale_dtype)
     usable = bool((torch.isfinite(candidates) & (candidates > 0)).all())
     require(usable, "awq_errors", "positive, finite candidates", "others")
     w, candidates, factor = w.contiguous(), candidates.contiguous(), factor.contiguous()
@@ -199,14 +199,14 @@ register(
     "awq_errors(Tensor w, Tensor candidates, Tensor factor, int bits, int group_size, str kind, "
     "str scale_dtype) -> Tensor",
     _awq_errors_cpu,
-    _awq_errors_out,
+    awq_errors_out,
 )
 
 
 # --- grid_search ------------------------------------------------------------------------------
 
 
-def _grid_search_out(
+def grid_search_out(
     w: Tensor,
     importance: Tensor | None,
     bits: int,
@@ -241,7 +241,7 @@ def _grid_search_cpu(
     shrink: float,
     exponent: float,
 ) -> tuple[Tensor, Tensor]:
-    scales, zeros = _grid_search_out(
+    scales, zeros = grid_search_out(
         w, importance, bits, group_size, kind, scale_dtype, steps, shrink, exponent
     )
     w = w.contiguous()
@@ -295,5 +295,5 @@ register(
     "grid_search(Tensor w, Tensor? importance, int bits, int group_size, str kind, "
     "str scale_dtype, int steps, float shrink, float exponent) -> (Tensor, Tensor)",
     _grid_search_cpu,
-    _grid_search_out,
+    grid_search_out,
 )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The operators again in plain torch: what every native kernel is compared with.
 
-The grid arithmetic is float32 everywhere, in the order of operations of csrc/cpu/grid.h, because
+The grid arithmetic is float32 everywhere, in the order of operations of csrc/grid.h, because
 codes and grids are compared bit by bit; sums that kernels may reorder are float64 here. Shapes as
 in :mod:`mmq_ext.ops`: n out-features, k in-features, G = ceil(k / group_size) groups.
 """
@@ -217,7 +217,7 @@ def packed_gemm_bound(
 def make_grid(
     low: Tensor, high: Tensor, bits: int, kind: str, scale_dtype: str
 ) -> tuple[Tensor, Tensor]:
-    """Scale and zero of the ranges [low, high] (float32, any shape), as in csrc/cpu/grid.h.
+    """Scale and zero of the ranges [low, high] (float32, any shape), as in csrc/grid.h.
 
     A range of width 0 gets scale 1; other scales are rounded to ``scale_dtype`` and raised to its
     smallest normal number. The zero is an integer code, 2**(bits-1) for the symmetric kinds, or the

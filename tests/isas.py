@@ -1,30 +1,59 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The instruction sets that tests run over: every one the library knows.
+"""The implementations that tests run over: every instruction set the library knows, and CUDA.
 
-One that this machine lacks is skipped by name; MMQ_REQUIRE=avx2 turns that into a failure.
+One that this machine lacks is skipped by name; MMQ_REQUIRE=avx2,cuda turns that into a failure.
+CUDA means the kernels on the PTX interpreter, or a real device in `make test-gpu`.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
 import mmq_ext
 
 KNOWN = ("avx2", "scalar")
+CPU = "cpu"  # ops that have one implementation for all instruction sets
+CUDA = "cuda"
 
 
-def isa_params() -> list:
-    required = [name for name in os.environ.get("MMQ_REQUIRE", "").split(",") if name]
-    available = mmq_ext.cpu_isas()
-    return [
-        pytest.param(
-            name,
-            marks=()
-            if name in available or name in required
-            else pytest.mark.skip(reason=f"this machine has no {name}"),
-        )
-        for name in KNOWN
-    ]
+def _why_not(name: str) -> str:
+    """Why ``name`` cannot run here; empty if it can."""
+    if name == CPU:
+        return ""
+    if name != CUDA:
+        return "" if name in mmq_ext.cpu_isas() else f"this machine has no {name}"
+    from simulated import missing
+
+    return missing()
 
 
-every_isa = pytest.mark.parametrize("isa", isa_params())
+def param(name: str, *more: object) -> object:
+    """(name, *more) as a test's parameter, skipped where the implementation is absent."""
+    required = os.environ.get("MMQ_REQUIRE", "").split(",")
+    why = _why_not(name)
+    marks = pytest.mark.skip(reason=why) if why and name not in required else ()
+    return pytest.param(name, *more, marks=marks)
+
+
+@contextmanager
+def running(name: str) -> Iterator[None]:
+    """Runs the operators' implementation ``name`` inside the block."""
+    if name == CPU:
+        yield
+        return
+    if name != CUDA:
+        with mmq_ext.use_isa(name):
+            yield
+        return
+    from simulated import cuda_kernels
+
+    with cuda_kernels():
+        yield
+
+
+cpu_isa = pytest.mark.parametrize("isa", [param(name) for name in KNOWN])
+every_isa = pytest.mark.parametrize("isa", [param(name) for name in (*KNOWN, CUDA)])
+every_device = pytest.mark.parametrize("device", [param(name) for name in (CPU, CUDA)])
+needs_cuda = pytest.mark.parametrize("isa", [param(CUDA)])

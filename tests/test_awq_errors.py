@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""awq_errors: every instruction set against float64, within the derived bound."""
+"""awq_errors: every implementation against float64, within the derived bound."""
 
 import pytest
 import torch
 from compare import assert_within
+from isas import cpu_isa, every_isa, running
 
-import mmq_ext
 from mmq_ext import ops, reference
 
-ISAS = mmq_ext.cpu_isas()
 KINDS = ["integer", "float", "symmetric", "restricted"]
 
 
@@ -23,45 +22,45 @@ def problem(n: int, k: int, tokens: int, count: int = 3, seed: int = 0):
 
 def assert_close(isa: str, inputs, **grid) -> None:
     want, bound = reference.awq_errors(*inputs, **grid)
-    with mmq_ext.use_isa(isa):
+    with running(isa):
         got = ops.awq_errors(*inputs, **grid)
     assert_within(got, want, bound)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@every_isa
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_widths_and_kinds(isa, kind, bits):
     assert_close(isa, problem(7, 70, 19), bits=bits, group_size=32, kind=kind)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@every_isa
 @pytest.mark.parametrize("n", [1, 2, 7, 96, 97, 200])
 @pytest.mark.parametrize("tokens", [1, 15, 17])
 def test_rows_and_tokens(isa, n, tokens):
     assert_close(isa, problem(n, 33, tokens), bits=4, group_size=16)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@every_isa
 @pytest.mark.parametrize("k", [1, 7, 255, 256, 257, 1408])
 def test_columns_and_groups(isa, k):
     for group_size in (1, 7, 32, 128, 2000):
         assert_close(isa, problem(2, k, 5), bits=3, group_size=group_size)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@every_isa
 @pytest.mark.parametrize("scale_dtype", ["float16", "bfloat16", "float32"])
 def test_scale_dtypes(isa, scale_dtype):
     inputs = problem(9, 64, 8)
     assert_close(isa, inputs, bits=4, group_size=32, scale_dtype=scale_dtype)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@every_isa
 def test_more_tokens_than_one_block_of_the_factor(isa):
     assert_close(isa, problem(3, 24, 2100, count=2), bits=4, group_size=8)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@every_isa
 def test_triangular_factor(isa):
     """H = L L^T: the factor L^T, whose zeros a kernel may skip, gives what X itself gives."""
     w, candidates, x = problem(10, 300, 700)
@@ -69,30 +68,30 @@ def test_triangular_factor(isa):
     grid = {"bits": 4, "group_size": 64}
     assert_close(isa, (w, candidates, lower.T.float()), **grid)
     want, _ = reference.awq_errors(w, candidates, x, **grid)
-    with mmq_ext.use_isa(isa):
+    with running(isa):
         got = ops.awq_errors(w, candidates, lower.T.float(), **grid)
     torch.testing.assert_close(got, want, rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@every_isa
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_constant_weights(isa, bits):
     w, candidates, factor = problem(3, 20, 4)
     grid = {"bits": bits, "group_size": 8}
     assert_close(isa, (torch.full_like(w, 0.5), candidates, factor), **grid)
-    with mmq_ext.use_isa(isa):
+    with running(isa):
         assert not bool(ops.awq_errors(0 * w, candidates, factor, **grid).any())
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@every_isa
 def test_nan_gives_nan(isa):
     w, candidates, factor = problem(3, 20, 4)
     w[1, 2] = torch.nan
-    with mmq_ext.use_isa(isa):
+    with running(isa):
         assert bool(ops.awq_errors(w, candidates, factor, bits=4, group_size=8).isnan().all())
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@every_isa
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_bound_can_fail(isa, which):
     """One changed number takes the result out of the bound."""
@@ -101,13 +100,13 @@ def test_bound_can_fail(isa, which):
     changed = inputs[which].clone()
     changed[0, 3] = changed[0, 3] * 1.2 + 0.1
     inputs[which] = changed
-    with mmq_ext.use_isa(isa):
+    with running(isa):
         got = ops.awq_errors(*inputs, bits=3, group_size=32)
     with pytest.raises(AssertionError, match="out of bounds"):
         assert_within(got, want, bound)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@cpu_isa
 def test_threads_do_not_matter(isa):
     inputs = problem(230, 80, 50)
     threads = torch.get_num_threads()
@@ -115,7 +114,7 @@ def test_threads_do_not_matter(isa):
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            with mmq_ext.use_isa(isa):
+            with running(isa):
                 results.append(ops.awq_errors(*inputs, bits=4, group_size=16))
     finally:
         torch.set_num_threads(threads)
@@ -123,13 +122,13 @@ def test_threads_do_not_matter(isa):
     assert torch.equal(results[0], results[2])
 
 
+@every_isa
 @pytest.mark.parametrize(("n", "k", "tokens", "count"), [(0, 8, 2, 2), (2, 8, 0, 2), (2, 8, 2, 0)])
-def test_empty(n, k, tokens, count):
+def test_empty(isa, n, k, tokens, count):
     w, candidates, factor = torch.ones(n, k), torch.ones(count, k), torch.ones(tokens, k)
-    for isa in ISAS:
-        with mmq_ext.use_isa(isa):
-            errors = ops.awq_errors(w, candidates, factor, bits=4, group_size=4)
-        assert torch.equal(errors, torch.zeros(count, dtype=torch.float64))
+    with running(isa):
+        errors = ops.awq_errors(w, candidates, factor, bits=4, group_size=4)
+    assert torch.equal(errors, torch.zeros(count, dtype=torch.float64))
 
 
 def test_opcheck():

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""gptq_block: every instruction set against the torch recursion, bit by bit."""
+"""gptq_block: every implementation against the torch recursion, bit by bit."""
 
 import pytest
 import torch
+from isas import cpu_isa, every_isa, running
 from torch import Tensor
 
-import mmq_ext
 from mmq_ext import ops, reference
 
-ISAS = mmq_ext.cpu_isas()
 KINDS = ["integer", "float", "symmetric", "restricted"]
 OTHER_BITS = [2, 3, 5, 6, 7, 8]
 
@@ -32,33 +31,33 @@ def bits_of(x: Tensor) -> Tensor:
 
 def assert_same(isa: str, args: list) -> None:
     want_codes, want_errors = reference.gptq_block(*args)
-    with mmq_ext.use_isa(isa):
+    with running(isa):
         codes, errors = ops.gptq_block(*args)
     assert torch.equal(codes, want_codes)
     assert torch.equal(bits_of(errors), bits_of(want_errors))
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@every_isa
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bits", [4, *OTHER_BITS])
 def test_widths_and_kinds(isa, kind, bits):
     assert_same(isa, problem(19, 40, bits, kind))
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@every_isa
 @pytest.mark.parametrize("cols", [1, 7, 8, 33, 128])
 def test_rows_and_columns(isa, cols):
     for n in (1, 2, 7, 8, 31, 33, 65):
         assert_same(isa, problem(n, cols))
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@every_isa
 @pytest.mark.parametrize(("cols", "group"), [(200, 1), (200, 7), (200, 128), (200, 200), (130, 32)])
 def test_groups_and_long_blocks(isa, cols, group):
     assert_same(isa, problem(5, cols, 3, "float", group))
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@every_isa
 def test_scattered_groups(isa):
     """After act-order, neighbouring columns belong to any group."""
     args = problem(9, 96, group=8)
@@ -66,7 +65,7 @@ def test_scattered_groups(isa):
     assert_same(isa, args)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@every_isa
 @pytest.mark.parametrize("kind", KINDS)
 def test_ties_round_to_even(isa, kind):
     w = torch.arange(-9, 10).repeat(3, 1) / 2
@@ -74,12 +73,12 @@ def test_ties_round_to_even(isa, kind):
     zeros = one * (-4 if kind == "float" else 4)
     args = [w, torch.eye(19), one, zeros, torch.zeros(19, dtype=torch.int32), 4, kind == "float"]
     assert_same(isa, args)
-    with mmq_ext.use_isa(isa):
+    with running(isa):
         codes, _ = ops.gptq_block(*args)
     assert codes[0, 9:14].tolist() == [4, 4, 5, 6, 6]  # 0, 0.5, 1, 1.5, 2
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@every_isa
 @pytest.mark.parametrize("kind", KINDS)
 def test_constant_rows(isa, kind):
     for bits in range(2, 9):
@@ -89,19 +88,19 @@ def test_constant_rows(isa, kind):
         assert_same(isa, args)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@every_isa
 def test_restricted_grid_never_uses_code_0(isa):
     args = problem(9, 40, 2, "restricted")
     args[0] = 3 * args[0]  # Compensation may push weights far beyond the grid.
-    with mmq_ext.use_isa(isa):
+    with running(isa):
         assert int(ops.gptq_block(*args)[0].min()) == 1
         assert int(ops.gptq_block(*args[:-1], 0)[0].min()) == 0
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@every_isa
 def test_nan_stays_in_its_row(isa):
     args = problem(12, 40)
-    with mmq_ext.use_isa(isa):
+    with running(isa):
         clean_codes, clean_errors = ops.gptq_block(*args)
         args[0][5, 3] = torch.nan
         codes, errors = ops.gptq_block(*args)
@@ -124,12 +123,12 @@ def test_float32_follows_the_exact_recursion():
     )
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@every_isa
 @pytest.mark.parametrize("which", [0, 1, 2, 3])
 def test_every_input_matters(isa, which):
     """The comparison can fail: one changed number changes the result."""
     args = problem(6, 33)
-    with mmq_ext.use_isa(isa):
+    with running(isa):
         before = ops.gptq_block(*args)
         changed = args[which].clone()
         spot = (0, 5) if which < 2 else (0, 0)
@@ -139,7 +138,7 @@ def test_every_input_matters(isa, which):
     assert not torch.equal(before[1], after[1])
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@cpu_isa
 def test_threads_do_not_matter(isa):
     args = problem(200, 64)
     threads = torch.get_num_threads()
@@ -147,7 +146,7 @@ def test_threads_do_not_matter(isa):
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            with mmq_ext.use_isa(isa):
+            with running(isa):
                 results.append(ops.gptq_block(*args))
     finally:
         torch.set_num_threads(threads)
@@ -156,23 +155,27 @@ def test_threads_do_not_matter(isa):
         assert torch.equal(bits_of(errors), bits_of(results[0][1]))
 
 
+@every_isa
 @pytest.mark.parametrize(("n", "cols"), [(0, 8), (3, 0), (0, 0)])
-def test_empty(n, cols):
+def test_empty(isa, n, cols):
     groups = torch.zeros(cols, dtype=torch.int32)
-    codes, errors = ops.gptq_block(
-        torch.empty(n, cols), torch.eye(cols), torch.ones(n, 1), torch.zeros(n, 1), groups, 4
-    )
+    with running(isa):
+        codes, errors = ops.gptq_block(
+            torch.empty(n, cols), torch.eye(cols), torch.ones(n, 1), torch.zeros(n, 1), groups, 4
+        )
     assert codes.shape == errors.shape == (n, cols)
 
 
-def test_weights_are_not_changed_and_strides_do_not_matter():
+@every_isa
+def test_weights_are_not_changed_and_strides_do_not_matter(isa):
     args = problem(12, 40)
     before = args[0].clone()
-    want = ops.gptq_block(*args)
-    assert torch.equal(args[0], before)
-    args[0] = args[0].T.contiguous().T
-    args[1] = args[1].T.contiguous().T
-    got = ops.gptq_block(*args)
+    with running(isa):
+        want = ops.gptq_block(*args)
+        assert torch.equal(args[0], before)
+        args[0] = args[0].T.contiguous().T
+        args[1] = args[1].T.contiguous().T
+        got = ops.gptq_block(*args)
     assert torch.equal(got[0], want[0])
     assert torch.equal(got[1], want[1])
 
@@ -197,8 +200,9 @@ def test_opcheck():
         (7, 2, "min_code of 0 or 1, got 2"),
     ],
 )
-def test_bad_input(position, value, message):
+@every_isa
+def test_bad_input(isa, position, value, message):
     args = problem(6, 33)
     args[position] = value
-    with pytest.raises(ValueError, match=f"gptq_block: expected .*{message}"):
+    with running(isa), pytest.raises(ValueError, match=f"gptq_block: expected .*{message}"):
         ops.gptq_block(*args)

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""grid_search: every instruction set against the torch reference; rounding of scales; clip."""
+"""grid_search: every implementation against the torch reference; rounding of scales; clip."""
 
 import pytest
 import torch
+from simulated import cpu_functions
 from torch import Tensor
 
 import mmq_ext
 from mmq_ext import ops, reference
+from mmq_ext.checks import CUDA_FUNCTIONS
 
 ISAS = mmq_ext.cpu_isas()
+IMPLEMENTATIONS = [*ISAS, "torch"]  # torch: what CUDA tensors get, here on CPU tensors
 KINDS = ["integer", "float", "symmetric", "restricted"]
 SCALE_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 # A kernel's power of |miss| is accurate to 1e-6, so two errors that it confuses differ by 2e-6.
@@ -23,6 +26,9 @@ def weights(n: int, k: int, seed: int = 0) -> Tensor:
 
 
 def search(isa: str, w: Tensor, **options) -> tuple[Tensor, Tensor]:
+    if isa == "torch":
+        with cpu_functions({"grid_search": CUDA_FUNCTIONS["grid_search"]}):
+            return ops.grid_search(w, **options)
     with mmq_ext.use_isa(isa):
         return ops.grid_search(w, **options)
 
@@ -47,7 +53,7 @@ def assert_least(isa: str, w: Tensor, **options) -> None:
 # --- min-max ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", IMPLEMENTATIONS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("scale_dtype", SCALE_DTYPES)
 def test_min_max(isa, kind, scale_dtype):
@@ -57,14 +63,14 @@ def test_min_max(isa, kind, scale_dtype):
         )
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", IMPLEMENTATIONS)
 @pytest.mark.parametrize(("n", "k"), [(1, 1), (2, 33), (7, 1408), (3, 8), (3, 15), (0, 8), (3, 0)])
 @pytest.mark.parametrize("group_size", [1, 7, 32, 128, 2000])
 def test_min_max_shapes(isa, n, k, group_size):
     assert_equal(isa, weights(n, k), bits=4, group_size=group_size)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", IMPLEMENTATIONS)
 def test_position_of_the_extremes_does_not_matter(isa):
     want = search(isa, torch.tensor([[-2.0, 5.0] + [0.0] * 29]), bits=8, group_size=31)
     for i in range(31):
@@ -86,7 +92,7 @@ def rounding_cases(dtype: torch.dtype) -> Tensor:
     return torch.cat([positive, -positive])
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", IMPLEMENTATIONS)
 @pytest.mark.parametrize("scale_dtype", ["float16", "bfloat16"])
 def test_rounding_to_16_bits_is_torchs(isa, scale_dtype):
     """Through the minimum of a float-zero grid (any value) and the scale of a ternary one (> 0)."""
@@ -101,13 +107,13 @@ def test_rounding_to_16_bits_is_torchs(isa, scale_dtype):
     assert torch.equal(scales, torch.where(values == 0, torch.ones(()), want))
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", IMPLEMENTATIONS)
 def test_scale_beyond_fp16_is_infinite(isa):
     scales, _ = search(isa, torch.tensor([[1e6, -1e6]]), bits=2, group_size=2)
     assert bool(scales.isinf().all())
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", IMPLEMENTATIONS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_constant_groups(isa, kind, bits):
@@ -130,7 +136,7 @@ def test_zero_is_representable_in_integer_grids():
     assert bool((ops.grid_search(-w, bits=4, group_size=32)[1] == 15).all())
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", IMPLEMENTATIONS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("steps", [0, 10])
 def test_nan_marks_its_group(isa, kind, steps):
@@ -146,7 +152,7 @@ def test_nan_marks_its_group(isa, kind, steps):
 # --- search -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", IMPLEMENTATIONS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("exponent", [1.0, 2.0, 2.4])
@@ -155,7 +161,7 @@ def test_search_finds_the_least_error(isa, kind, bits, exponent):
     assert_least(isa, weights(6, 80), **options)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", IMPLEMENTATIONS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_search_with_importance(isa, kind):
     w = weights(6, 80)
@@ -167,7 +173,7 @@ def test_search_with_importance(isa, kind):
     assert not torch.equal(search(isa, w, **options)[0], search(isa, w, **plain)[0])
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", IMPLEMENTATIONS)
 @pytest.mark.parametrize(("n", "k", "group_size"), [(1, 1, 1), (2, 33, 7), (7, 65, 1), (3, 99, 99)])
 def test_search_shapes(isa, n, k, group_size):
     assert_least(isa, weights(n, k), bits=3, group_size=group_size, steps=100)
@@ -185,7 +191,7 @@ def test_squares_give_the_same_choice_everywhere(kind):
         assert torch.equal(first[1], other[1])
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", IMPLEMENTATIONS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_clipping_never_raises_the_error_and_can_lower_it(isa, kind):
     w = weights(8, 128)
@@ -202,7 +208,7 @@ def test_clipping_never_raises_the_error_and_can_lower_it(isa, kind):
     assert float(clipped.sum()) < 0.9 * float(plain.sum())
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", IMPLEMENTATIONS)
 def test_restricted_search_leaves_code_0_unused(isa):
     """At 2 bits the restricted grid is ternary: its error counts codes 1..3 only."""
     w = torch.tensor([[-1.0, -0.3, 0.3, 1.0, -0.3, 0.3, -0.3, 0.3]])
@@ -220,7 +226,7 @@ def test_shrink_factors(steps, shrink, count):
     assert float(factors[-1]) == pytest.approx(1 - shrink if steps else 1, abs=1e-6)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", IMPLEMENTATIONS)
 def test_last_shrink_factor_is_tried(isa):
     """One huge weight among many small ones: the narrowest range is the best one."""
     w = torch.cat([torch.tensor([[1.0]]), weights(1, 255) * 0.1], dim=1)
@@ -266,7 +272,8 @@ def test_opcheck():
         ({"exponent": 0.0}, "a positive exponent, got 0"),
     ],
 )
-def test_bad_input(change, message):
+@pytest.mark.parametrize("isa", [ISAS[0], "torch"])
+def test_bad_input(isa, change, message):
     good = {"w": weights(3, 9), "bits": 4, "group_size": 8, "steps": 5}
     with pytest.raises(ValueError, match=f"grid_search: expected {message}"):
-        ops.grid_search(**{**good, **change})
+        search(isa, **{**good, **change})

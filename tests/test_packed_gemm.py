@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""packed_gemm on every instruction set, in both modes, against float64 within a stated bound."""
+"""packed_gemm of every implementation, in both modes, against float64 within a stated bound."""
 
 import pytest
 import torch
 from compare import assert_within
-from isas import every_isa
+from isas import CUDA, KNOWN, cpu_isa, every_isa, param, running
 from shapes import BITS, GEMM_SHAPES, problem
 
 import mmq_ext
 from mmq_ext import ops
 
 MODES = ("exact", "int8")
+# CUDA has no int8 mode; test_cuda_errors.py has the refusal.
+every_kernel = pytest.mark.parametrize(
+    ("isa", "mode"), [*(param(isa, mode) for isa in KNOWN for mode in MODES), param(CUDA, "exact")]
+)
 every_mode = pytest.mark.parametrize("mode", MODES)
 every_width = pytest.mark.parametrize("bits", BITS)
 
@@ -18,6 +22,9 @@ every_width = pytest.mark.parametrize("bits", BITS)
 def check(p, isa, mode):
     """The kernel's result is within the rounding of the same computation in float64, and within the
     full bound of the exact product."""
+    if isa == CUDA:
+        check_cuda(p)
+        return
     with mmq_ext.use_isa(isa):
         y = p.run(mode)
     assert y.dtype == p.x.dtype
@@ -26,16 +33,28 @@ def check(p, isa, mode):
     assert_within(y, p.reference("exact"), p.bound(mode), what)
 
 
-@every_isa
-@every_mode
+def check_cuda(p):
+    """The same for the CUDA kernel, in 16 bits; or its refusal of a group size it does not have."""
+    p = p.as_cuda()
+    with running(CUDA):
+        if not p.has_cuda_groups:
+            with pytest.raises(ValueError, match=f"group_size={p.group_size}"):
+                p.run("exact")
+            return
+        y = p.run("exact")
+    assert y.dtype == p.x.dtype
+    what = f"cuda b={p.bits} n={p.n} x={list(p.x.shape)} g={p.group_size}"
+    assert_within(y, p.reference("exact"), p.cuda_bound(), what)
+
+
+@every_kernel
 @every_width
 def test_awkward_shapes(isa, mode, bits):
     for seed, (m, n, k, group_size) in enumerate(GEMM_SHAPES):
         check(problem(m, n, k, group_size, bits, seed=seed, bias=seed % 2 == 0), isa, mode)
 
 
-@every_isa
-@every_mode
+@every_kernel
 @pytest.mark.parametrize("m", [1, 2, 3, 4, 5, 8, 14])
 def test_row_counts(isa, mode, m):
     for bits in (3, 8):
@@ -43,16 +62,14 @@ def test_row_counts(isa, mode, m):
             check(problem(m, 20, 140, group_size, bits, seed=m), isa, mode)
 
 
-@every_isa
-@every_mode
+@every_kernel
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_activation_types(isa, mode, dtype):
     check(problem(3, 10, 96, 32, 4, dtype=dtype, bias=True), isa, mode)
     check(problem(13, 10, 100, 33, 5, dtype=dtype, in_scale=True), isa, mode)
 
 
-@every_isa
-@every_mode
+@every_kernel
 @pytest.mark.parametrize("m", [2, 13])
 def test_float_zero_permutation_scale_and_bias(isa, mode, m):
     for seed in range(4):
@@ -67,17 +84,26 @@ def test_float_zero_permutation_scale_and_bias(isa, mode, m):
         check(p, isa, mode)
 
 
-@every_isa
-@every_mode
+@every_kernel
+@pytest.mark.parametrize("m", [1, 13])
+@pytest.mark.parametrize("kind", ["symmetric", "integer", "float"])
+def test_zero_kinds(isa, mode, m, kind):
+    for bits in (3, 4, 8):
+        zero = {"symmetric": kind == "symmetric", "float_zero": kind == "float"}
+        check(problem(m, 20, 140, 32, bits, seed=bits, bias=True, **zero), isa, mode)
+
+
+@every_kernel
 def test_in_scale_divides_before_the_permutation(isa, mode):
-    p = problem(2, 8, 64, 32, 4, perm=True, in_scale=True)
-    used = (p.x / p.extra["in_scale"].float())[:, p.extra["perm"].long()]
-    plain = problem(2, 8, 64, 32, 4)
-    with mmq_ext.use_isa(isa):
+    p, plain = problem(2, 8, 64, 32, 4, perm=True, in_scale=True), problem(2, 8, 64, 32, 4)
+    if isa == CUDA:
+        p = p.as_cuda()
+    used = (p.x.float() / p.extra["in_scale"].float())[:, p.extra["perm"].long()].to(p.x.dtype)
+    with running(isa):
         expected = ops.packed_gemm(
             used,
             plain.tiles(),
-            ops.repack_affine(plain.scales, plain.minima),
+            plain.affine(),
             n=8,
             bits=4,
             group_size=32,
@@ -86,7 +112,7 @@ def test_in_scale_divides_before_the_permutation(isa, mode):
         assert torch.equal(p.run(mode), expected)
 
 
-@every_isa
+@cpu_isa
 @pytest.mark.parametrize("m", [1, 13])
 def test_long_groups_do_not_overflow_integer_sums(isa, m):
     k = 140_000  # 255 * 127 * k exceeds 2^31
@@ -96,7 +122,7 @@ def test_long_groups_do_not_overflow_integer_sums(isa, m):
     check(p, isa, "int8")
 
 
-@every_isa
+@cpu_isa
 @every_width
 def test_extreme_codes_do_not_saturate(isa, bits):
     for m in (1, 7):
@@ -107,7 +133,7 @@ def test_extreme_codes_do_not_saturate(isa, bits):
             check(p, isa, "int8")
 
 
-@every_isa
+@cpu_isa
 @pytest.mark.parametrize("size", [0.0, 1e-44, 1e-38, 1e-30, 1e30])
 def test_tiny_and_large_activations(isa, size):
     for m in (1, 13):
@@ -124,36 +150,41 @@ def test_a_value_that_is_not_finite_stays_visible(isa, value):
         for group_size in (32, 7):
             p = problem(m, 9, 70, group_size, 4)
             p.x[1, 40] = value
-            with mmq_ext.use_isa(isa):
-                for mode in MODES:
+            if isa == CUDA:
+                p = problem(m, 9, 70, 32, 4, seed=group_size).as_cuda()
+                p.x[1, 40] = value
+            with running(isa):
+                for mode in MODES if isa != CUDA else ("exact",):
                     y = p.run(mode)
                     finite = y.isfinite()
                     assert not finite[1].any()
                     assert finite[[row for row in range(m) if row != 1]].all()
-                assert y[1].isnan().all()  # int8
+                if isa != CUDA:
+                    assert y[1].isnan().all()  # int8
 
 
-@every_isa
-@every_mode
-@pytest.mark.parametrize("shape", [(1, 9, 1408, 128), (13, 9, 100, 7)])
+@every_kernel
+@pytest.mark.parametrize("shape", [(1, 9, 1408, 128), (13, 9, 100, 7), (13, 9, 100, 16)])
 def test_one_corrupted_word_is_noticed(isa, mode, shape):
     """The bound can fail: one wrong word of codes puts its row out of it."""
     p = problem(*shape, 4)
+    if isa == CUDA:
+        p = p.as_cuda()
+        if not p.has_cuda_groups:
+            pytest.skip("refused")
     words = ops.pack(p.codes, 4)
     words[3, 5] ^= 0x7FFFFFFF
-    with mmq_ext.use_isa(isa):
+    with running(isa):
         y = p.run(mode, tiles=ops.repack(words, 4, shape[2]))
+    want = p.reference(mode)
+    bound = p.cuda_bound() if isa == CUDA else p.bound(mode, rounding_only=True)
     with pytest.raises(AssertionError, match="elements are out of bounds"):
-        assert_within(y, p.reference(mode), p.bound(mode, rounding_only=True))
+        assert_within(y, want, bound)
     untouched = [row for row in range(p.n) if row != 3]
-    assert_within(
-        y[:, untouched],
-        p.reference(mode)[:, untouched],
-        p.bound(mode, rounding_only=True)[:, untouched],
-    )
+    assert_within(y[:, untouched], want[:, untouched], bound[:, untouched])
 
 
-@every_isa
+@cpu_isa
 @every_mode
 def test_results_do_not_depend_on_the_thread_count(isa, mode):
     before = torch.get_num_threads()
@@ -184,28 +215,20 @@ def test_instruction_sets_agree(mode):
         assert_within(result, results[0].double(), 2 * p.bound(mode, rounding_only=True))
 
 
-@every_mode
-def test_opcheck(mode):
+@every_kernel
+def test_opcheck(isa, mode):
     p = problem(3, 9, 70, 32, 4, perm=True, in_scale=True, bias=True)
-    args = (
-        p.x,
-        p.tiles(),
-        ops.repack_affine(p.scales, p.minima),
-        p.extra["bias"],
-        p.extra["perm"],
-        p.extra["in_scale"],
-        p.n,
-        p.bits,
-        p.group_size,
-        mode,
-    )
-    torch.library.opcheck(torch.ops.mmq.packed_gemm.default, args)
+    p = p.as_cuda() if isa == CUDA else p
+    extra = [p.extra[name] for name in ("bias", "perm", "in_scale")]
+    with running(isa):
+        args = (p.x, p.tiles(), p.affine(), *extra, p.n, p.bits, p.group_size, mode)
+        torch.library.opcheck(torch.ops.mmq.packed_gemm.default, args)
 
 
-@every_mode
-def test_compiles_without_a_graph_break(mode):
+@every_kernel
+def test_compiles_without_a_graph_break(isa, mode):
     p = problem(3, 9, 70, 32, 4, bias=True)
-    tiles, affine = p.tiles(), ops.repack_affine(p.scales, p.minima)
+    p = p.as_cuda() if isa == CUDA else p
 
     def linear(x):
         y = ops.packed_gemm(
@@ -213,8 +236,11 @@ def test_compiles_without_a_graph_break(mode):
         )
         return y * 2
 
-    compiled = torch.compile(linear, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(p.x), linear(p.x), rtol=0, atol=0)
+    with running(isa):
+        tiles, affine = p.tiles(), p.affine()
+        torch.compiler.reset()
+        compiled = torch.compile(linear, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(p.x), linear(p.x), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

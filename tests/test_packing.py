@@ -4,9 +4,10 @@
 import pytest
 import torch
 from compare import seeded
+from isas import every_device, needs_cuda, running
 from shapes import BITS, PACK_COLS, PACK_ROWS
 
-from mmq_ext import ops, reference
+from mmq_ext import _C, layouts, ops, reference
 
 # Written down once by hand from the definition of the stream, not by this code.
 GOLDEN = {
@@ -35,17 +36,29 @@ def test_golden_words(bits, packer):
     assert " ".join(f"{int(word) & 0xFFFFFFFF:08x}" for word in packed[0]) == words
 
 
+@every_device
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("cols", PACK_COLS)
-def test_round_trips_are_bitwise(bits, cols):
+def test_round_trips_are_bitwise(device, bits, cols):
     for rows in PACK_ROWS:
         codes = random_codes(rows, cols, bits)
-        words = ops.pack(codes, bits)
-        assert words.shape == (rows, ops.row_words(cols, bits))
-        assert torch.equal(ops.unpack(words, bits, cols), codes)
-        ops.check_unused_bits(words, bits, cols)
-        tiles = ops.repack(words, bits, cols)
-        assert torch.equal(ops.unrepack(tiles, bits, rows, cols), words)
+        with running(device):
+            words = ops.pack(codes, bits)
+            assert torch.equal(words, reference.pack(codes, bits))
+            assert words.shape == (rows, ops.row_words(cols, bits))
+            assert torch.equal(ops.unpack(words, bits, cols), codes)
+            ops.check_unused_bits(words, bits, cols)
+            tiles = ops.repack(words, bits, cols)
+            assert torch.equal(ops.unrepack(tiles, bits, rows, cols), words)
+
+
+@needs_cuda
+def test_cuda_tiles_have_the_size_that_the_library_says(isa):
+    """The fake cannot ask the library, so Python has the formula again."""
+    for bits in BITS:
+        for n in (0, 1, 2, 63, 64, 65, 1408):
+            for k in (0, 1, 16, 63, 64, 65, 4304):
+                assert ops.tiles_bytes(n, k, bits, cuda=True) == _C.cuda_tiles_bytes(n, k, bits)
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -61,17 +74,22 @@ def test_native_equals_the_reference_bit_by_bit(bits, cols):
         assert torch.equal(tiles, reference.repack(words, bits, cols))
 
 
+@every_device
 @pytest.mark.parametrize(("rows", "cols"), [(0, 5), (3, 0), (0, 0)])
-def test_empty_matrices(rows, cols):
+def test_empty_matrices(device, rows, cols):
     codes = torch.zeros(rows, cols, dtype=torch.uint8)
-    words = ops.pack(codes, 3)
-    assert torch.equal(ops.unpack(words, 3, cols), codes)
-    assert torch.equal(ops.unrepack(ops.repack(words, 3, cols), 3, rows, cols), words)
+    with running(device):
+        words = ops.pack(codes, 3)
+        assert torch.equal(ops.unpack(words, 3, cols), codes)
+        assert torch.equal(ops.unrepack(ops.repack(words, 3, cols), 3, rows, cols), words)
 
 
-def test_strided_input_is_packed_like_a_copy():
-    codes = random_codes(6, 10, 4)
-    assert torch.equal(ops.pack(codes.T, 4), ops.pack(codes.T.contiguous(), 4))
+@every_device
+def test_strided_and_unaligned_input_is_packed_like_a_copy(device):
+    codes = random_codes(7, 10, 4)
+    with running(device):
+        assert torch.equal(ops.pack(codes.T, 4), ops.pack(codes.T.contiguous(), 4))
+        assert torch.equal(ops.pack(codes[1:], 4), ops.pack(codes[1:].clone(), 4))
 
 
 @pytest.mark.parametrize("bits", [3, 5, 8])
@@ -82,13 +100,13 @@ def test_a_set_unused_bit_is_refused(bits):
         ops.check_unused_bits(words, bits, 5)
 
 
+@every_device
 @pytest.mark.parametrize("bits", range(2, 8))
-def test_a_code_that_does_not_fit_is_refused(bits):
+def test_a_code_that_does_not_fit_is_refused(device, bits):
     codes = random_codes(2, 7, bits)
     codes[1, 3] = 1 << bits
-    with pytest.raises(
-        ValueError, match=f"pack: expected codes below {1 << bits}, got {1 << bits}"
-    ):
+    message = f"pack: expected codes below {1 << bits}, got {1 << bits}"
+    with running(device), pytest.raises(ValueError, match=message):
         ops.pack(codes, bits)
 
 
@@ -97,7 +115,7 @@ def test_a_code_that_does_not_fit_is_refused(bits):
 def test_affine_round_trip_and_order(n, groups):
     g = seeded(0)
     scales, minima = torch.randn(n, groups, generator=g), torch.randn(n, groups, generator=g)
-    affine = ops.repack_affine(scales, minima)
+    affine = ops.repack_affine(scales, minima, 4, float_zero=True)
     assert affine.numel() == ops.affine_floats(n, groups)
     back = ops.unrepack_affine(affine, n, groups)
     assert torch.equal(back[0], scales)
@@ -107,6 +125,56 @@ def test_affine_round_trip_and_order(n, groups):
     assert laid_out[last // 8, groups - 1, 0, last % 8] == scales[last, groups - 1]
     assert laid_out[last // 8, groups - 1, 1, last % 8] == minima[last, groups - 1]
     assert not laid_out[last // 8, :, :, last % 8 + 1 :].any()
+
+
+@pytest.mark.parametrize("n", [1, 64, 70])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("zero", ["symmetric", "integer", "float"])
+def test_cuda_affine_has_three_forms(n, dtype, zero):
+    g = seeded(1)
+    scales = torch.rand(n, 3, generator=g).to(dtype)
+    zeros = {
+        "symmetric": None,
+        "integer": torch.randint(0, 16, (n, 3), generator=g).float(),
+        "float": torch.randn(n, 3, generator=g).to(dtype),
+    }[zero]
+    affine = layouts.cuda_affine(scales, zeros, 4, zero == "float")
+    layouts.check_cuda_affine("test", affine, n, 3)
+    padded = layouts.cuda_padded(n)
+    kind = layouts.cuda_affine_kind(affine)
+    if dtype == torch.float32 or zero == "float":
+        assert kind == 2
+        assert affine.dtype == torch.float32
+        assert affine.shape == (3, padded, 2)
+        middle = torch.full((n, 3), 8.0)
+        minima = -(middle if zeros is None else zeros) * scales.float()
+        assert torch.equal(affine[:, :n, 1].T, zeros.float() if zero == "float" else minima)
+    else:
+        assert kind == (0 if zeros is None else 1)
+        assert affine.dtype == dtype
+        assert affine.shape == ((3, padded) if zeros is None else (3, padded, 2))
+    assert not affine[:, n:].any()
+    back = layouts.cuda_unaffine(affine, n)
+    assert torch.equal(back[0], scales.to(affine.dtype))
+    if kind == 1:
+        assert torch.equal(back[1].float(), zeros)
+    for wrong in (affine[:2], affine[:, 1:], affine.double()):
+        with pytest.raises(ValueError, match="test: expected affine"):
+            layouts.check_cuda_affine("test", wrong, n, 3)
+
+
+@pytest.mark.parametrize("zero", ["symmetric", "integer", "float"])
+def test_cpu_minima_are_those_of_the_zeros(zero):
+    g = seeded(2)
+    scales = torch.rand(9, 2, generator=g).half()
+    zeros = torch.randint(0, 8, (9, 2), generator=g).float()
+    given = None if zero == "symmetric" else zeros
+    found, minima = ops.unrepack_affine(
+        ops.repack_affine(scales, given, 3, float_zero=zero == "float"), 9, 2
+    )
+    assert torch.equal(found, scales.float())
+    want = zeros if zero == "float" else -(zeros * 0 + 4 if given is None else zeros) * found
+    assert torch.equal(minima, want)
 
 
 @pytest.mark.parametrize(

@@ -157,7 +157,7 @@ def test_kernels_multiply_with_the_measured_matrix(method):
     y = ops.packed_gemm(
         x[:9],
         ops.repack(packed.qweight, 4, 50),
-        ops.repack_affine(grid.scales, -grid.zeros * grid.scales),
+        ops.repack_affine(grid.scales, grid.zeros, grid.bits, float_zero=False),
         n=7,
         bits=4,
         group_size=16,

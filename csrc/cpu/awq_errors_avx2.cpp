@@ -17,11 +17,11 @@
 #include <algorithm>
 #include <vector>
 
-#include "cpu/grid.h"
 #include "cpu/grid_avx2.h"
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
 #include "cpu/scratch.h"
+#include "grid.h"
 #include "packing.h"
 
 #if defined(__x86_64__)

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // awq_errors in plain loops: the fallback.
+#include <algorithm>
 #include <vector>
 
-#include "cpu/grid.h"
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
+#include "grid.h"
 #include "packing.h"
 
 namespace mmq::cpu::scalar {

@@ -5,8 +5,8 @@
 
 #if defined(__x86_64__)
 
-#include "cpu/grid.h"
 #include "cpu/target_avx2.h"
+#include "grid.h"
 
 MMQ_AVX2_BEGIN
 namespace mmq::cpu {

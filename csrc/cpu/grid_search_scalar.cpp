@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // grid_search in plain loops: the fallback, and the arithmetic every version must reproduce.
-#include "cpu/grid.h"
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
+#include "grid.h"
 #include "packing.h"
 
 namespace mmq::cpu::scalar {

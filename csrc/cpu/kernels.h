@@ -5,18 +5,9 @@
 
 #include <cstdint>
 
+#include "quant_types.h"
+
 namespace mmq::cpu {
-
-// How a range [lo, hi] becomes a grid. Numbers are part of the binding's interface.
-enum class GridKind : int {
-  kInteger = 0,     // w = (q - z) * s, z an integer code; 0 is always representable
-  kFloat = 1,       // w = q * s + m
-  kSymmetric = 2,   // w = (q - 2^(b-1)) * s, s = 2 * max|w| / (2^b - 1)
-  kRestricted = 3,  // w = (q - 2^(b-1)) * s, s = max|w| / (2^(b-1) - 1), code 0 unused
-};
-
-// The type that scales (and minima) are stored in; they are rounded to it before codes are chosen.
-enum class ScaleType : int { kFloat32 = 0, kFloat16 = 1, kBfloat16 = 2 };
 
 enum class GemmMode : int {
   kExact = 0,  // fp32 activations

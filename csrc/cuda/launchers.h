@@ -97,8 +97,8 @@ MMQ_CUDA_EXPORT int mmq_cuda_awq_errors(const mmq::cuda::AwqErrorsArgs* args,
 MMQ_CUDA_EXPORT int mmq_cuda_device_count();
 MMQ_CUDA_EXPORT const char* mmq_cuda_error_name(int status);
 MMQ_CUDA_EXPORT const char* mmq_cuda_error_string(int status);
-// Compute capability (80 for 8.0) of the current device, or minus the cudaError_t; and whether the
-// library holds machine code or PTX for it (a kernel is looked up).
+// Compute capability (80 for 8.0) of the current device, or minus the cudaError_t; and 1 if the
+// library holds machine code or PTX for it (a kernel is looked up), else minus the cudaError_t.
 MMQ_CUDA_EXPORT int mmq_cuda_capability();
 MMQ_CUDA_EXPORT int mmq_cuda_can_run();
 MMQ_CUDA_EXPORT const char* mmq_cuda_architectures();  // "80 86 ... +ptx120", as built

@@ -163,9 +163,9 @@ def awq_scales(
         mean_abs = shared_mean(mean_abs, source_rows)
         relative = None if relative is None else shared_mean(relative, source_rows)
     alphas, candidates = scale_candidates(mean_abs, options, relative)
-    errors = torch.zeros(len(alphas), dtype=torch.float64)
+    total = torch.zeros(len(alphas), dtype=torch.float64, device=candidates.device)
     for weight, grid in zip(weights, specs, strict=True):
-        errors += ops.awq_errors(
+        total += ops.awq_errors(
             weight.detach().float(),
             candidates,
             factor,
@@ -174,15 +174,17 @@ def awq_scales(
             kind=grid.kind,
             scale_dtype=grid.scale_dtype,
         )
+    errors = (total / 2).tolist()
     best = 0
     for i in range(1, len(alphas)):  # Not argmin: ties, and NaN, must not win.
-        if float(errors[i]) < float(errors[best]):
+        if errors[i] < errors[best]:
             best = i
-    return AwqSearch(candidates[best], alphas[best], tuple((errors / 2).tolist()))
+    return AwqSearch(candidates[best], alphas[best], tuple(errors))
 
 
 def shared_mean(values: Tensor, source_rows: Tensor) -> Tensor:
     """``values`` [k], each replaced by the mean over the entries of equal ``source_rows`` [k]."""
+    source_rows = source_rows.to(values.device)
     channels = int(source_rows.max()) + 1
     sums = values.new_zeros(channels).index_add_(0, source_rows, values)
     counts = torch.bincount(source_rows, minlength=channels).clamp_min(1)
@@ -234,6 +236,7 @@ def awq_clip(
     high = torch.stack([w[:, a : a + group_size].amax(dim=1) for a in starts], dim=1)
     low = torch.stack([w[:, a : a + group_size].amin(dim=1) for a in starts], dim=1)
     allowed = torch.ones(n, dtype=torch.bool) if rows is None else rows
+    allowed = allowed.to(w.device)
     for i in range(1, CLIP_TRIES):
         p = 1 - i / CLIP_STEPS
         clamped = w.clamp(spread(p * low, k, group_size), spread(p * high, k, group_size))

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mmq.architectures import ARCHITECTURES
+from mmq.device import check_kernels, find_device
 from mmq.errors import MmqError
 from mmq.linear import Layout, QuantLinear
 from mmq.manifest import MANIFEST_NAME, Manifest, package_version
@@ -78,25 +79,34 @@ def save(
     return folder
 
 
-def load(folder: str | Path, dtype: torch.dtype | None = None) -> Any:
-    """The model in ``folder``, in evaluation mode on the CPU.
+def load(
+    folder: str | Path,
+    dtype: torch.dtype | None = None,
+    *,
+    device: str | torch.device = "cpu",
+) -> Any:
+    """The model in ``folder``, in evaluation mode.
 
     A packed model's logits equal those of the model that was saved, if ``dtype`` is None. A dense
     folder of a supported class loads too, in float32 by default.
 
     Args:
       folder: what ``mmq.save`` or (dense) ``save_pretrained`` wrote.
-      dtype: the compute dtype; None is the dtype that was saved.
+      dtype: the compute dtype; None is the dtype that was saved. Packed layers on CUDA need
+        bfloat16, or float16 where transformers keeps no part in float32.
+      device: cpu, cuda or cuda:N.
 
     Raises MmqError, one line, for a folder that is missing, truncated, corrupted, of a newer
     format, or whose parts do not belong together.
     """
     folder = Path(folder)
+    where = find_device(str(device))
     data = _read_json(folder / CONFIG_NAME)
     cls = _class_of(data, folder)
     table = data.get("quantization_config")
     if table is None:
-        return _load_dense(cls, folder, torch.float32 if dtype is None else dtype)
+        dense = _load_dense(cls, folder, torch.float32 if dtype is None else dtype)
+        return dense.to(where)
     layouts = _layouts(table, folder)
     config = _config(cls, folder)
     tensors = _check_file(folder / TENSORS_NAME)
@@ -114,7 +124,8 @@ def load(folder: str | Path, dtype: torch.dtype | None = None) -> Any:
     _check_loading(info, folder)
     if (folder / MANIFEST_NAME).is_file():
         setattr(model, MANIFEST_ATTRIBUTE, Manifest.read(folder / MANIFEST_NAME))
-    return model
+    check_kernels(model, where)
+    return model.to(where)
 
 
 def load_processor(folder: str | Path) -> Any:

@@ -45,15 +45,18 @@ def _model_folder(name: str) -> Path:
     return folder
 
 
-def _load(name: str) -> tuple[nn.Module, Any]:
+def _load(args: argparse.Namespace) -> tuple[nn.Module, Any]:
+    import torch
+
     from mmq.checkpoint import load, load_processor
     from mmq.errors import MmqError
 
-    folder = _model_folder(name)
+    folder = _model_folder(args.model)
     processor = load_processor(folder)
     if processor is None:
         raise MmqError(f"{folder}: expected a processor beside the model, got none")
-    return load(folder), processor
+    dtype = None if args.dtype is None else getattr(torch, args.dtype)
+    return load(folder, dtype, device=args.device), processor
 
 
 def _inspect(args: argparse.Namespace) -> None:
@@ -110,7 +113,7 @@ def _quantize(args: argparse.Namespace) -> None:
     if not out.absolute().parent.is_dir():
         raise MmqError(f"out: expected an existing parent folder, got {out}")
     recipe, notes = _recipe(args)
-    model, processor = _load(args.model)
+    model, processor = _load(args)
     plan(recipe, model)  # Refuses a recipe that does not fit before any image is read.
     samples = calibration_samples(
         model, processor, data=_data(args), count=recipe.calibration.samples, seed=recipe.seed
@@ -135,7 +138,7 @@ def _data(args: argparse.Namespace) -> Any:
 def _eval(args: argparse.Namespace) -> None:
     from mmq_evals.run import evaluate, format_result
 
-    model, processor = _load(args.model)
+    model, processor = _load(args)
     tasks = None if args.tasks is None else args.tasks.split(",")
     result = evaluate(
         model,
@@ -209,6 +212,14 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--limit", type=int, help="evaluate the first N items only")
     evaluate.add_argument("--batch-size", type=int, default=32)
     evaluate.add_argument("--reference", help="a full-precision result to compare with, paired")
+
+    for runs in (quantize, evaluate):
+        runs.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
+        runs.add_argument(
+            "--dtype",
+            choices=("float32", "float16", "bfloat16"),
+            help="compute in this type; default: as saved. Packed layers on CUDA need 16 bits",
+        )
 
     demo = command("demo", _demo, "Quantize and evaluate the built-in tiny models; print a table.")
     demo.add_argument("--out", default="out/demo", help="where the report is written")

@@ -8,6 +8,7 @@ import importlib.util
 import platform
 import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,16 +53,31 @@ def diagnose() -> dict[str, Any]:
             "threading": mmq_ext.threading_backend(),
             "kernels": "ok" if _kernels_agree() else "WRONG RESULT",
         },
-        "cuda": {
-            "kernels": "not in this build",
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        },
+        "cuda": _cuda(),
         "java": _java_version(),
         "extras": {
             name: {"installed": importlib.util.find_spec(name) is not None, "serves": serves}
             for name, serves in EXTRAS.items()
         },
     }
+
+
+def _cuda() -> dict[str, Any]:
+    """What the CUDA library holds, and whether this machine and this torch can use it."""
+    available = torch.cuda.is_available()
+    found: dict[str, Any] = {
+        "kernels": "not in this build",
+        "torch": torch.version.cuda,
+        "device": torch.cuda.get_device_name() if available else None,
+    }
+    if not Path(mmq_ext.cuda_library_path()).exists():
+        return found
+    try:
+        status = mmq_ext.cuda_status()
+    except RuntimeError as error:
+        return found | {"kernels": str(error)}
+    found |= {"kernels": "usable" if not status["problem"] else status["problem"]}
+    return found | {name: status[name] for name in status if name != "problem"}
 
 
 def _kernels_agree() -> bool:
@@ -79,6 +95,18 @@ def _kernels_agree() -> bool:
     return torch.allclose(packed(x), expected, rtol=1e-4, atol=1e-4)
 
 
+def _cuda_line(cuda: dict[str, Any]) -> str:
+    parts = [f"CUDA kernels: {cuda['kernels']}"]
+    if "architectures" in cuda:
+        parts.append(f"built for {cuda['architectures']}")
+    device = cuda["device"] or "none"
+    if "capability" in cuda:
+        device += f" (compute capability {cuda['capability'] / 10:.1f})"
+    parts.append(f"device: {device}")
+    parts.append(f"torch {'built for CUDA ' + cuda['torch'] if cuda['torch'] else 'without CUDA'}")
+    return "; ".join(parts)
+
+
 def format_diagnosis(diagnosis: dict[str, Any]) -> str:
     """The same as lines for a terminal."""
     cpu, cuda = diagnosis["cpu"], diagnosis["cuda"]
@@ -88,7 +116,7 @@ def format_diagnosis(diagnosis: dict[str, Any]) -> str:
         f"CPU kernels: {cpu['kernels']}; {cpu['isa']} in use, of {', '.join(cpu['isas'])} "
         f"({cpu['machine']})",
         f"threads: {cpu['threads']} through {cpu['threading']}",
-        f"CUDA kernels: {cuda['kernels']}; device: {cuda['device'] or 'none'}",
+        _cuda_line(cuda),
         f"Java: {diagnosis['java'] or 'not found (METEOR and SPICE need it)'}",
     ]
     lines += [

@@ -88,10 +88,13 @@ def column_order(order: Order, diagonal: Tensor, group_size: int) -> Tensor:
     """
     k = diagonal.shape[0]
     if order == "none":
-        return torch.arange(k)
+        return torch.arange(k, device=diagonal.device)
     if order == "act":
         return torch.argsort(diagonal, descending=True, stable=True)
-    groups = [torch.arange(a, min(a + group_size, k)) for a in range(0, k, group_size)]
+    groups = [
+        torch.arange(a, min(a + group_size, k), device=diagonal.device)
+        for a in range(0, k, group_size)
+    ]
     largest = torch.stack([diagonal[columns].max() for columns in groups])
     return torch.cat(
         [
@@ -145,7 +148,7 @@ def walk(
     """
     n, k = w.shape
     kernel_grid = None if static is None else static[0].rows(n)
-    codes = torch.empty(n, k, dtype=torch.uint8)
+    codes = w.new_empty((n, k), dtype=torch.uint8)
     squared_errors = 0.0
     group_size = spec.row_group_size(k)
     dynamic: list[Grid] = []
@@ -159,7 +162,7 @@ def walk(
                     return None
                 part = None if importance is None else importance[a : a + group_size]
                 dynamic.append(find_grid(group, spec, part, name=name))
-            grid, group_of = dynamic[-1], torch.zeros(b - a, dtype=torch.int32)
+            grid, group_of = dynamic[-1], w.new_zeros(b - a, dtype=torch.int32)
         codes[:, a:b], e = ops.gptq_block(
             w[:, a:b].contiguous(),
             u[a:b, a:b].contiguous(),
@@ -299,7 +302,7 @@ def _group_parameters(
 
     With ``"act"`` groups are runs of the permuted columns, because that is how they are stored.
     """
-    positions = torch.arange(w.shape[1])
+    positions = torch.arange(w.shape[1], device=w.device)
     if order == "act":
         w = w[:, perm]
         importance = None if importance is None else importance[perm]

@@ -35,6 +35,10 @@ class Hessian:
     Products are fp32 over blocks of BLOCK_TOKENS tokens, their sums float64: 8 k^2 bytes for the
     sum and 4 k^2 for the product, while it lives. Only real tokens may be added: mask padding
     before, or give it weight 0.
+
+    On CUDA these are torch's own calls too: x^T x of whole blocks is one large product, which
+    cuBLAS runs at the device's rate, and the float64 sum is one pass over k^2 numbers per block.
+    torch computes such products in full fp32 unless TF32 was asked for; leave it off here.
     """
 
     def __init__(self, k: int, *, name: str = "input", device: torch.device | None = None) -> None:

@@ -3,9 +3,9 @@
 
 A layer is in one of two states. *Canonical*: the buffers are the tensors of ``mmq.packed``, which
 is what a state dict shows and what a loader fills. *Ready*: ``qweight`` is replaced by ``tiles``,
-the order that the kernels of the device read, with ``affine`` beside it (fp32 scale and minimum of
-every group); the small canonical tensors stay. ``prepare`` and ``restore`` go back and forth,
-bitwise. Only a ready layer runs.
+the order that the kernels of the device read, with ``affine`` beside it (scale and zero or minimum
+of every group, likewise); the small canonical tensors stay. ``prepare`` and ``restore`` go back and
+forth, bitwise. Only a ready layer runs.
 """
 
 from __future__ import annotations
@@ -276,10 +276,10 @@ class QuantLinear(nn.Module):
         """Canonical to ready; nothing to do where the layer is ready."""
         if self.tiles is not None or self.qweight is None:
             return
-        grid = self.packed.grid().rows(self.layout.n)
-        scales, zeros = grid.scales.contiguous(), grid.zeros.contiguous()
-        minima = zeros if grid.float_zero else -zeros * scales
-        self.affine = ops.repack_affine(scales, minima)
+        layout = self.layout
+        zeros = None if layout.zero == "symmetric" else self.packed.grid().rows(layout.n).zeros
+        scales = self.scales.expand(layout.n, -1)
+        self.affine = ops.repack_affine(scales, zeros, layout.bits, layout.zero == "float")
         self.tiles = ops.repack(self.qweight, self.layout.bits, self.layout.k)
         self.qweight = None
 

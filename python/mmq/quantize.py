@@ -16,12 +16,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import torch
 from torch import Tensor, nn
 
 from mmq.architectures import Stack
 from mmq.awq import quantize_scaled
 from mmq.calibrate import Call, advance, calibrating, capture, gather, gather_from_model, run_block
 from mmq.checkpoint import MANIFEST_ATTRIBUTE
+from mmq.device import device_of
 from mmq.errors import MmqError
 from mmq.gptq import gptq
 from mmq.grid import check_weight
@@ -38,6 +40,7 @@ from mmq.samples import Sample, check_samples, micro_batches, split_samples
 from mmq.scaling import Member, Scaling, clip_rows, dense_linear, scale_block, scale_head
 from mmq.stored import account
 from mmq_ext import cpu_isa
+from mmq_ext.device import on_cuda
 
 LOGGER: Final = logging.getLogger(__name__)
 MICRO_BATCH: Final = 8  # Rows of equal shape run together; results change by rounding only.
@@ -76,26 +79,31 @@ def quantize(
     """Replaces the linears that ``recipe`` selects by packed ones, in place.
 
     Args:
-      model: a supported model with dense linears, on the CPU.
+      model: a supported model with dense linears, all on one device; on CUDA in float16 or
+        bfloat16, which is what its packed kernel multiplies. It stays there.
       recipe: what to do with which linear.
-      samples: model inputs, each a mapping of names to tensors with the batch first; padding is
-        cut off. The first ``recipe.calibration.samples`` are used. None is allowed where only
-        ``uniform`` and ``rtn`` are used, and then no output error is known.
+      samples: model inputs, each a mapping of names to tensors with the batch first, on any
+        device; padding is cut off. The first ``recipe.calibration.samples`` are used. None is
+        allowed where only ``uniform`` and ``rtn`` are used, and then no output error is known.
       sample_ids: one per sample, for the record.
       progress: called after every linear.
 
     Returns the manifest, which also stays on the model for ``mmq.save``.
 
     Raises MmqError before anything is changed for an unsupported model, a selector without a match,
-    weights or samples that are not finite, missing samples; later, naming the linear, for one that
-    no sample reaches. When it is left by an error or an interrupt, the model in memory is partly
-    quantized (a message is logged) and should be loaded again.
+    weights or samples that are not finite, missing samples, a device or type without kernels;
+    later, naming the linear, for one that no sample reaches. When it is left by an error or an
+    interrupt, the model in memory is partly quantized (a message is logged) and should be loaded
+    again.
     """
     decided = plan(recipe, model)
     _check_weights(model, decided)
+    device = device_of(model)
     batches = _batches(model, decided, samples, sample_ids)
+    if batches is not None:
+        batches = [{name: x.to(device) for name, x in batch.items()} for batch in batches]
     used = None if samples is None else len(samples[: recipe.calibration.samples])
-    run = _Run(model, decided, batches, progress)
+    run = _Run(model, decided, batches, device, progress)
     finished = False
     try:
         with calibrating(model):
@@ -122,6 +130,7 @@ class _Run:
     model: nn.Module
     plan: Plan
     batches: list[dict[str, Tensor]] | None
+    device: torch.device
     progress: Progress | None
     records: list[LinearRecord] = field(default_factory=list)
     untied: list[str] = field(default_factory=list)
@@ -210,7 +219,7 @@ class _Run:
         hooks: dict[nn.Module, Hessian] = {}
         for unit, _ in members:
             if unit.input_group not in hessians:
-                hessian = Hessian(unit.k, name=unit.path)
+                hessian = Hessian(unit.k, name=unit.path, device=self.device)
                 hessians[unit.input_group] = hessian
                 hooks[self.model.get_submodule(unit.path)] = hessian
         gather(block, calls, hooks, self._calibration.max_tokens)
@@ -221,7 +230,7 @@ class _Run:
             return {}
         modules = {path: self.model.get_submodule(path) for path in paths}
         width = {unit.path: unit.k for unit, _ in self.chosen}
-        hessians = {path: Hessian(width[path], name=path) for path in paths}
+        hessians = {path: Hessian(width[path], name=path, device=self.device) for path in paths}
         gather_from_model(
             self.model,
             self.architecture,
@@ -310,7 +319,13 @@ class _Run:
 
 def _check_weights(model: nn.Module, decided: Plan) -> None:
     for unit, _ in decided.quantized():
-        check_weight(dense_linear(model, unit).weight, unit.path)
+        weight = dense_linear(model, unit).weight
+        check_weight(weight, unit.path)
+        if on_cuda(weight) and weight.dtype not in (torch.float16, torch.bfloat16):
+            raise MmqError(
+                f"{unit.path}: expected float16 or bfloat16 weights on CUDA, got {weight.dtype}; "
+                "convert the model, as by model.to(torch.bfloat16)"
+            )
 
 
 def _batches(

@@ -125,8 +125,8 @@ def _fold(model: nn.Module, part: Sequence[Member], search: AwqSearch) -> dict[s
         fold_into_norm(producer, search.scale)
     else:
         assert isinstance(producer, nn.Linear), "producers are rounded after their readers' search"
-        per_row = torch.ones(fold.channels)
-        per_row[fold.source_rows()] = search.scale
+        per_row = search.scale.new_ones(fold.channels)
+        per_row[fold.source_rows().to(per_row.device)] = search.scale
         fold_into_linear(producer, per_row, slice(fold.row_start, fold.row_stop))
     for unit, _ in part:
         scale_inputs(dense_linear(model, unit), search.scale)

@@ -1,33 +1,43 @@
 // SPDX-License-Identifier: Apache-2.0
-// Grid arithmetic that every implementation shares: from a range to scale and zero, and the
-// rounding of scales to their storage type. Plain IEEE fp32, round to nearest even, no contraction.
+// Grid arithmetic that every implementation, on CPU and GPU, shares: from a range to scale and
+// zero, and the rounding of scales to their storage type. Plain IEEE fp32, round to nearest even,
+// compiled without contraction everywhere (-ffp-contract=off, --fmad=false), so that all give the
+// same bits. Only what nvcc accepts on the device: no std::min, no std::numeric_limits.
 #pragma once
 
-#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <limits>
 
-#include "cpu/kernels.h"
+#include "host_device.h"
+#include "quant_types.h"
 
-namespace mmq::cpu {
+namespace mmq {
 namespace {  // Each translation unit keeps its own copy: no copy built for AVX can leak.
 
-inline uint32_t bits_of(float value) {
+MMQ_HOST_DEVICE inline uint32_t bits_of(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
   return bits;
 }
 
-inline float float_of(uint32_t bits) {
+MMQ_HOST_DEVICE inline float float_of(uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, sizeof value);
   return value;
 }
 
+// As std::min and std::max: the first operand if the two are equal or either is NaN.
+MMQ_HOST_DEVICE inline float smaller(float a, float b) { return b < a ? b : a; }
+MMQ_HOST_DEVICE inline float larger(float a, float b) { return a < b ? b : a; }
+
+constexpr uint32_t kNanBits = 0x7fc00000u;  // quiet, as every conversion makes it
+constexpr uint32_t kInfinityBits = 0x7f800000u;
+constexpr float kSmallestNormal = 1.17549435e-38f;  // 2^-126
+constexpr float kSmallestFp16 = 6.103515625e-5f;    // 2^-14, the smallest normal one
+
 // Rounds the mantissa to `kept` of its 23 bits, ties to even.
-inline float round_mantissa(float value, int kept) {
+MMQ_HOST_DEVICE inline float round_mantissa(float value, int kept) {
   const uint32_t bits = bits_of(value);
   const int dropped = 23 - kept;
   const uint32_t half = (1u << (dropped - 1)) - 1u + ((bits >> dropped) & 1u);
@@ -35,20 +45,19 @@ inline float round_mantissa(float value, int kept) {
 }
 
 // fp16 has 10 mantissa bits, largest 65504, smallest normal 2^-14; below it, steps of 2^-24.
-inline float round_to_fp16(float value) {
+MMQ_HOST_DEVICE inline float round_to_fp16(float value) {
   if (!std::isfinite(value)) return value;
-  if (std::fabs(value) < 6.103515625e-5f) return std::nearbyint(value * 16777216.f) / 16777216.f;
+  if (std::fabs(value) < kSmallestFp16) return std::nearbyint(value * 16777216.f) / 16777216.f;
   const float rounded = round_mantissa(value, 10);
-  if (std::fabs(rounded) > 65504.f)
-    return std::copysign(std::numeric_limits<float>::infinity(), value);
+  if (std::fabs(rounded) > 65504.f) return std::copysign(float_of(kInfinityBits), value);
   return rounded;
 }
 
-inline float round_to_bf16(float value) {
+MMQ_HOST_DEVICE inline float round_to_bf16(float value) {
   return std::isfinite(value) ? round_mantissa(value, 7) : value;
 }
 
-inline float round_to(float value, ScaleType type) {
+MMQ_HOST_DEVICE inline float round_to(float value, ScaleType type) {
   switch (type) {
     case ScaleType::kFloat16:
       return round_to_fp16(value);
@@ -60,8 +69,8 @@ inline float round_to(float value, ScaleType type) {
   return value;
 }
 
-inline float smallest_normal(ScaleType type) {
-  return type == ScaleType::kFloat16 ? 6.103515625e-5f : std::numeric_limits<float>::min();
+MMQ_HOST_DEVICE inline float smallest_normal(ScaleType type) {
+  return type == ScaleType::kFloat16 ? kSmallestFp16 : kSmallestNormal;
 }
 
 struct GroupGrid {
@@ -76,7 +85,7 @@ struct CodeRule {
   bool float_zero;  // the zero is a minimum, not a code
 };
 
-inline CodeRule code_rule(int bits, GridKind kind) {
+MMQ_HOST_DEVICE inline CodeRule code_rule(int bits, GridKind kind) {
   return {kind == GridKind::kRestricted ? 1.f : 0.f, static_cast<float>((1 << bits) - 1),
           kind == GridKind::kFloat};
 }
@@ -87,21 +96,21 @@ struct Range {
   float high;
 };
 
-inline Range range_of(const float* values, int64_t count) {
+MMQ_HOST_DEVICE inline Range range_of(const float* values, int64_t count) {
   Range range{values[0], values[0]};
   bool ordered = true;
   for (int64_t i = 0; i < count; ++i) {
-    range.low = std::min(range.low, values[i]);
-    range.high = std::max(range.high, values[i]);
+    range.low = smaller(range.low, values[i]);
+    range.high = larger(range.high, values[i]);
     ordered &= values[i] == values[i];
   }
   if (ordered) return range;
-  return {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::quiet_NaN()};
+  return {float_of(kNanBits), float_of(kNanBits)};
 }
 
 // Keeps value within [low, high]. NaN and a zero of either sign become low when low is +0: the
 // operand order is that of the maxps and minps instructions.
-inline float clamped(float value, float low, float high) {
+MMQ_HOST_DEVICE inline float clamped(float value, float low, float high) {
   const float raised = value > low ? value : low;
   return raised < high ? raised : high;
 }
@@ -110,7 +119,8 @@ inline float clamped(float value, float low, float high) {
 // and so is a constant group with a float zero, up to the rounding of the minimum. A scale beyond
 // the largest number of its type becomes infinite and a NaN range gives a NaN scale; the caller
 // refuses both.
-inline GroupGrid make_grid(float lo, float hi, int bits, GridKind kind, ScaleType type) {
+MMQ_HOST_DEVICE inline GroupGrid make_grid(float lo, float hi, int bits, GridKind kind,
+                                           ScaleType type) {
   const float top = static_cast<float>((1 << bits) - 1);
   const float middle = static_cast<float>(1 << (bits - 1));
   float scale;
@@ -119,47 +129,47 @@ inline GroupGrid make_grid(float lo, float hi, int bits, GridKind kind, ScaleTyp
       scale = (hi - lo) / top;
       break;
     case GridKind::kInteger:
-      lo = std::min(lo, 0.f);
-      hi = std::max(hi, 0.f);
+      lo = smaller(lo, 0.f);
+      hi = larger(hi, 0.f);
       scale = (hi - lo) / top;
       break;
     case GridKind::kSymmetric:
-      hi = std::max(std::fabs(lo), std::fabs(hi));
+      hi = larger(std::fabs(lo), std::fabs(hi));
       lo = -hi;
       scale = 2.f * hi / top;
       break;
     default:
-      hi = std::max(std::fabs(lo), std::fabs(hi));
+      hi = larger(std::fabs(lo), std::fabs(hi));
       lo = -hi;
       scale = hi / (middle - 1.f);
       break;
   }
-  // std::max keeps its first operand when that is NaN.
-  scale = hi == lo ? 1.f : std::max(round_to(scale, type), smallest_normal(type));
+  // larger() keeps its first operand when that is NaN.
+  scale = hi == lo ? 1.f : larger(round_to(scale, type), smallest_normal(type));
   if (kind == GridKind::kFloat) return {scale, round_to(lo, type) + 0.f};  // never -0
   if (kind != GridKind::kInteger) return {scale, middle};
   return {scale, clamped(std::nearbyint(-lo / scale), 0.f, top)};
 }
 
 // Number of range shrink factors p = 1, 1 - 1/steps, ... that are not below 1 - shrink.
-inline int shrink_count(int steps, float shrink) {
+MMQ_HOST_DEVICE inline int shrink_count(int steps, float shrink) {
   return steps == 0 ? 1 : 1 + static_cast<int>(static_cast<double>(shrink) * steps + 1e-4);
 }
 
-inline float shrink_factor(int index, int steps) {
+MMQ_HOST_DEVICE inline float shrink_factor(int index, int steps) {
   return steps == 0 ? 1.f : 1.f - static_cast<float>(index) / static_cast<float>(steps);
 }
 
 // The code of w, as a float. NaN gets the lowest code.
-inline float code_of(float w, GroupGrid grid, CodeRule rule) {
+MMQ_HOST_DEVICE inline float code_of(float w, GroupGrid grid, CodeRule rule) {
   const float code = rule.float_zero ? std::nearbyint((w - grid.zero) / grid.scale)
                                      : std::nearbyint(w / grid.scale) + grid.zero;
   return clamped(code, rule.lowest, rule.highest);
 }
 
-inline float value_of(float code, GroupGrid grid, CodeRule rule) {
+MMQ_HOST_DEVICE inline float value_of(float code, GroupGrid grid, CodeRule rule) {
   return rule.float_zero ? code * grid.scale + grid.zero : (code - grid.zero) * grid.scale;
 }
 
 }  // namespace
-}  // namespace mmq::cpu
+}  // namespace mmq
