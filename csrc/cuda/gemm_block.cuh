@@ -27,9 +27,10 @@ __device__ inline float2 unpack_scales(const GemmParams& params, uint32_t pair) 
   return params.scale_is_bfloat ? unpack_bf16x2(pair) : unpack_f16x2(pair);
 }
 
-// The scales of a lane's 8 features in one group. Scales alone are read by one 16-byte load and kept
-// packed until a tile needs its two; beside zeros or minima they are read tile by tile, because
-// registers are scarce and the lines stay in L1. The branches are uniform: a launch has one kind.
+// The scales of a lane's 8 features in one group. Scales alone are read by one 16-byte load and
+// kept packed until a tile needs its two; beside zeros or minima they are read tile by tile,
+// because registers are scarce and the lines stay in L1. The branches are uniform: a launch has one
+// kind.
 class LaneScales {
  public:
   __device__ LaneScales(const GemmParams& params, int group, int first_feature)
@@ -90,8 +91,8 @@ __device__ inline void load_minima(const GemmParams& params, int group, int firs
 // The words of one tile, from the vectors of the block that hold them. A vector of a narrow plane
 // serves several tiles: it is loaded at the first of them and kept.
 template <int kBits, class LoadVector>
-__device__ inline void tile_words(const LoadVector& load_vector, int tile,
-                                  uint32_t (&narrow)[8], uint32_t (&words)[kBits]) {
+__device__ inline void tile_words(const LoadVector& load_vector, int tile, uint32_t (&narrow)[8],
+                                  uint32_t (&words)[kBits]) {
 #pragma unroll
   for (int index = 0; index < plane_count(kBits); ++index) {
     const Plane plane = plane_of(kBits, index);
@@ -137,7 +138,7 @@ __device__ inline void add_minima(const GemmParams& params, int step, int first_
     const float2 sum = __ldg(reinterpret_cast<const float2*>(sums + 8 * n8));
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
-      float(&total)[4] = totals[tile][n8];
+      float (&total)[4] = totals[tile][n8];
       total[0] = fmaf(minima[2 * tile], sum.x, total[0]);
       total[1] = fmaf(minima[2 * tile], sum.y, total[1]);
       total[2] = fmaf(minima[2 * tile + 1], sum.x, total[2]);
@@ -210,14 +211,14 @@ __device__ inline void multiply_block(const GemmParams& params, int k_block, int
                                       int first_row, const LoadVector& load_vector,
                                       const LoadX& load_x, Totals<kN8>& totals) {
   if (params.run_steps == 4) {
-    multiply_runs<kBits, Activation, kN8, 4>(params, k_block, first_feature, first_row,
-                                             load_vector, load_x, totals);
+    multiply_runs<kBits, Activation, kN8, 4>(params, k_block, first_feature, first_row, load_vector,
+                                             load_x, totals);
   } else if (params.run_steps == 2) {
-    multiply_runs<kBits, Activation, kN8, 2>(params, k_block, first_feature, first_row,
-                                             load_vector, load_x, totals);
+    multiply_runs<kBits, Activation, kN8, 2>(params, k_block, first_feature, first_row, load_vector,
+                                             load_x, totals);
   } else {
-    multiply_runs<kBits, Activation, kN8, 1>(params, k_block, first_feature, first_row,
-                                             load_vector, load_x, totals);
+    multiply_runs<kBits, Activation, kN8, 1>(params, k_block, first_feature, first_row, load_vector,
+                                             load_x, totals);
   }
 }
 

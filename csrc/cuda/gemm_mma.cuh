@@ -37,8 +37,8 @@ __global__ void __launch_bounds__(kGemmThreads, 1) packed_gemm_mma(const GemmPar
   constexpr int kXBytes = kTileM * kGemmTileK * 2;  // of a stage; weights follow
   constexpr int kXRowBytes = kGemmTileK * 2;
   constexpr int kChunksPerRow = kXRowBytes / 16;
-  constexpr int kXCopies = kTileM * kChunksPerRow / kGemmThreads;       // of 16 bytes, per thread
-  constexpr int kRowsPerCopy = kGemmThreads / kChunksPerRow;            // 16
+  constexpr int kXCopies = kTileM * kChunksPerRow / kGemmThreads;  // of 16 bytes, per thread
+  constexpr int kRowsPerCopy = kGemmThreads / kChunksPerRow;       // 16
   constexpr int kBlockBytes = block_words(kBits) * 4;
   static_assert(kXCopies * kRowsPerCopy == kTileM, "every thread copies whole rows of chunks");
   static_assert(kRowsPerCopy % 8 == 0, "the swizzle of a thread's chunks is the same in all rows");
@@ -64,8 +64,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1) packed_gemm_mma(const GemmPar
   // What this thread copies of the activations: chunk copy_chunk of rows copy_row, copy_row + 16...
   const int copy_chunk = threadIdx.x % kChunksPerRow;
   const int copy_row = threadIdx.x / kChunksPerRow;
-  const uint32_t x_write =
-      shared_base + copy_row * kXRowBytes + swizzle(copy_chunk, copy_row) * 16;
+  const uint32_t x_write = shared_base + copy_row * kXRowBytes + swizzle(copy_chunk, copy_row) * 16;
 
   // What this lane addresses for ldmatrix: matrices are (rows 0-7, chunk 0), (rows 0-7, chunk 1),
   // (rows 8-15, chunk 0), (rows 8-15, chunk 1) of a k step.
@@ -91,8 +90,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1) packed_gemm_mma(const GemmPar
     // Sources as 32-bit offsets in 16-byte units: registers are scarce in the loop below.
     const uint32_t x_row_chunks = static_cast<uint32_t>(params.x_stride / 8);
     const uint32_t x_start = (first_row + copy_row) * x_row_chunks + copy_chunk;
-    const uint32_t w_start =
-        (strip * params.k_blocks + slice_warp) * (kBlockBytes / 16) + lane;
+    const uint32_t w_start = (strip * params.k_blocks + slice_warp) * (kBlockBytes / 16) + lane;
     const bool strip_exists = strip < params.strips;
 
     auto copy_tile = [&](int k, uint32_t offset) {
@@ -110,7 +108,8 @@ __global__ void __launch_bounds__(kGemmThreads, 1) packed_gemm_mma(const GemmPar
           x_source += kRowsPerCopy * x_row_chunks;
         }
         if (strip_exists && k * kGemmSliceWarps + slice_warp < params.k_blocks) {
-          const uint4* w_source = params.tiles + (w_start + k * kGemmSliceWarps * (kBlockBytes / 16));
+          const uint4* w_source =
+              params.tiles + (w_start + k * kGemmSliceWarps * (kBlockBytes / 16));
           const uint64_t policy = evict_first_policy();
 #pragma unroll
           for (int v = 0; v < kBits; ++v) {
@@ -124,16 +123,15 @@ __global__ void __launch_bounds__(kGemmThreads, 1) packed_gemm_mma(const GemmPar
 
     float totals[kTiles][kN8][4];
 #pragma unroll
-    for (int i = 0; i < kTiles * kN8 * 4; ++i) totals[i / 4 / kN8][i / 4 % kN8][i % 4] = initial_sum();
+    for (int i = 0; i < kTiles * kN8 * 4; ++i)
+      totals[i / 4 / kN8][i / 4 % kN8][i % 4] = initial_sum();
 
     auto multiply_tile = [&](uint32_t offset, int k_block) {
       const unsigned char* w = shared + w_read + offset;
       multiply_block<kBits, Activation, kN8>(
           params, k_block, first_feature, first_row,
-          [&](int vector) {
-            return *reinterpret_cast<const uint4*>(w + vector * kLanes * 16);
-          },
-          [&](int step, uint32_t(&x)[kN8][2]) {
+          [&](int vector) { return *reinterpret_cast<const uint4*>(w + vector * kLanes * 16); },
+          [&](int step, uint32_t (&x)[kN8][2]) {
 #pragma unroll
             for (int pair = 0; pair < kN8 / 2; ++pair) {
               ldmatrix_x4(((x_read + offset) ^ (step * 32)) + pair * 16 * kXRowBytes, x[2 * pair],
