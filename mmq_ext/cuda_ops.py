@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmq_ext import _C, grid
 from mmq_ext.checks import register_cuda, require
-from mmq_ext.device import check_one_device, launch, stream_of
+from mmq_ext.device import ask, check_one_device, launch, stream_of
 from mmq_ext.layouts import cuda_affine_kind
 from mmq_ext.packed_ops import pack_out, packed_gemm_out, repack_out, unpack_out, unrepack_out
 from mmq_ext.quantize_ops import (
@@ -28,9 +28,10 @@ from mmq_ext.quantize_ops import (
 )
 
 _NUMBERS: Final = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-# Scratch memory of packed_gemm by device and stream: partial sums, and locks that are zero before
-# and after every call. Calls in one stream follow each other and may share it; those in two streams
-# may overlap and must not. It grows to the largest size asked for and is never given back.
+# Scratch memory of packed_gemm by device and stream. It begins with counters, which are zero before
+# and after every call, of whatever shape; the rest is written before it is read. Calls in one
+# stream follow each other and may share it; those in two streams may overlap and must not. It grows
+# to the largest size asked for and is never given back: capture a CUDA graph after such calls.
 _workspaces: dict[tuple[torch.device, int], Tensor] = {}
 
 
@@ -97,7 +98,7 @@ def _packed_gemm(
         "perm": perm,
         "in_scale": None if in_scale is None else in_scale.float(),
     }
-    kept = {"workspace": _workspace(x, _C.cuda_packed_gemm_workspace(*numbers))}
+    kept = {"workspace": _workspace(x, ask(x, _C.cuda_packed_gemm_workspace, *numbers))}
     launch("packed_gemm", _C.cuda_packed_gemm, inputs, {"y": y}, *numbers, kept=kept)
     return y
 
@@ -151,7 +152,7 @@ def _awq_errors(
         *(*w.shape, factor.shape[0], candidates.shape[0], group_size, bits),
         *(GRID_KINDS[kind], SCALE_TYPES[scale_dtype]),
     )
-    size = max(_C.cuda_awq_errors_workspace(*numbers), 16)
+    size = max(ask(w, _C.cuda_awq_errors_workspace, *numbers), 16)
     outputs = {"errors": errors, "workspace": w.new_empty(size, dtype=torch.uint8)}
     inputs = {"w": w, "candidates": candidates, "factor": factor}
     launch("awq_errors", _C.cuda_awq_errors, inputs, outputs, *numbers)

@@ -26,12 +26,16 @@ class CudaDevice:
         """The current stream of the tensor's device, as a cudaStream_t."""
         return int(torch.cuda.current_stream(tensor.device).cuda_stream)
 
+    def current(self, tensor: Tensor) -> AbstractContextManager[Any]:
+        """Makes the tensor's device the current one."""
+        return torch.cuda.device(tensor.device)
+
     def entered(
         self, op: str, inputs: Tensors, outputs: Tensors, kept: Tensors
     ) -> AbstractContextManager[Any]:
-        """Makes the tensors' device the current one. ``outputs`` hold nothing yet, ``kept`` hold
-        what the last call left in them."""
-        return torch.cuda.device(next(iter(inputs.values())).device)
+        """The same for a call of a kernel. ``outputs`` hold nothing yet, ``kept`` hold what the
+        last call left in them."""
+        return self.current(next(iter(inputs.values())))
 
 
 _device = CudaDevice()
@@ -45,6 +49,12 @@ def on_cuda(tensor: Tensor) -> bool:
 def stream_of(tensor: Tensor) -> int:
     """The stream that a kernel on ``tensor`` runs in."""
     return _device.stream(tensor)
+
+
+def ask(tensor: Tensor, function: Callable[..., int], *numbers: int) -> int:
+    """``function(*numbers)``, a question to the library whose answer depends on the device."""
+    with _device.current(tensor):
+        return function(*numbers)
 
 
 @contextmanager

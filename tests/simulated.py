@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from torch import Tensor
 import mmq_ext
 from mmq_ext.checks import CUDA_FUNCTIONS
 from mmq_ext.device import CudaDevice, Tensors, use_device
+
+COUNTER_BYTES = 4 * 16384  # kGemmCounters of csrc/cuda/gemm.cu
 
 
 def missing() -> str:
@@ -53,10 +55,13 @@ class SimulatedCuda(CudaDevice):
     def stream(self, tensor: Tensor) -> int:
         return 0
 
+    def current(self, tensor: Tensor) -> AbstractContextManager[Any]:
+        return nullcontext()
+
     @contextmanager
     def entered(self, op: str, inputs: Tensors, outputs: Tensors, kept: Tensors) -> Iterator[None]:
         mine: dict[int, Tensor] = {}
-        for tensors, defined in ((inputs, True), (outputs, False), (kept, True)):
+        for tensors, defined in ((inputs, True), (outputs, False)):
             for name, tensor in tensors.items():
                 if tensor.numel() == 0 or tensor.data_ptr() in mine:
                     continue
@@ -64,6 +69,14 @@ class SimulatedCuda(CudaDevice):
                     _fill(tensor)
                 mine[tensor.data_ptr()] = tensor
                 self._simulator.register(tensor, f"{op}.{name}", defined=defined)
+        for name, tensor in kept.items():
+            # Counters that every call leaves zero, then memory without meaning.
+            mine[tensor.data_ptr()] = tensor
+            counters = tensor[:COUNTER_BYTES]
+            tensor[COUNTER_BYTES:].fill_(0xFF)
+            self._simulator.register(tensor, f"{op}.{name}", defined=False)
+            self._simulator.mark_defined(counters)
+            self._simulator.declare_zero(counters, f"{op}.{name}")
         try:
             yield
         finally:
