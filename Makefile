@@ -1,17 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 # make demo   create the environment, build, quantize and evaluate the built-in models
-# make test   lint, types, native tests, Python tests
+# make test   lint, types, native tests, Python tests; with nvcc the CUDA kernels on the interpreter
+# make test-gpu   the CUDA tests on this machine's GPU, with their times
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 OUT ?= out
+# One architecture for tests, which run its PTX; wheels have all that CMake's default names.
+CUDA_ARCHS ?= 80
+NVCC := $(shell command -v nvcc)
+GPU_TESTS = $(addprefix tests/test_,$(addsuffix .py,packing packed_gemm gptq_block awq_errors \
+  linear cuda_errors cuda_models))
+comma := ,
 BIN = $(VENV)/bin
 NATIVE_FLAGS = -S . -G Ninja -DMMQ_PYTHON=OFF -DMMQ_TESTS=ON
 
 export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test env build lint types native sanitize unit bench wheel wheel-check lines clean
+.PHONY: demo test test-gpu env build lint types native sanitize unit bench wheel wheel-check lines \
+  clean
 
 demo: build
 	$(BIN)/mmq demo --out $(OUT)/demo
@@ -24,12 +32,14 @@ env: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)" setuptools cmake ninja pybind11
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -e ".[dev]"
+	MMQ_CUDA_ARCHS="$(CUDA_ARCHS)" $(BIN)/pip install --quiet --disable-pip-version-check \
+	  --no-build-isolation -e ".[dev]"
 	touch $@
 
 # The editable install builds once; after that ninja rebuilds what changed.
 build: env
-	$(BIN)/cmake -S . -B build/dev -G Ninja --log-level=WARNING -DPython_EXECUTABLE=$(abspath $(BIN))/python
+	$(BIN)/cmake -S . -B build/dev -G Ninja --log-level=WARNING -DMMQ_PTXSIM=ON \
+	  -DMMQ_CUDA_ARCHS="$(CUDA_ARCHS)" -DPython_EXECUTABLE=$(abspath $(BIN))/python
 	$(BIN)/cmake --build build/dev
 
 lint: env
@@ -56,7 +66,13 @@ sanitize: env
 # One thread: the shapes are small, and spinning threads crawl where other processes hold the cores. Tests of
 # threads set their own number.
 unit: build
-	OMP_NUM_THREADS=1 $(BIN)/pytest
+	OMP_NUM_THREADS=1 MMQ_REQUIRE="$${MMQ_REQUIRE-ptxsim$(if $(NVCC),$(comma)cuda)}" $(BIN)/pytest
+
+# The same tests with a real device in the interpreter's place; needs a torch that has CUDA.
+test-gpu: build
+	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
+	  MMQ_TEST_GPU=1 MMQ_REQUIRE=cuda $(BIN)/pytest -k cuda --durations=0 $(GPU_TESTS); \
+	else echo "test-gpu: skipped, this machine (or this torch) has no CUDA device"; fi
 
 bench: build
 	$(BIN)/pytest tests/bench --benchmark-only --benchmark-columns=median,iqr,rounds

@@ -28,8 +28,10 @@ from mmq_ext.device import CudaDevice, Tensors, use_device
 def missing() -> str:
     """Why "cuda" cannot run here; empty if it can."""
     if not Path(mmq_ext.cuda_library_path()).exists():
-        return "simulated CUDA: libmmq_cuda.so is not built (no nvcc)"
-    if not available() and not torch.cuda.is_available():
+        return "CUDA: libmmq_cuda.so is not built (no nvcc)"
+    if on_gpu():
+        return "" if torch.cuda.is_available() else "CUDA: this machine has no device"
+    if not available():
         return "simulated CUDA: the PTX interpreter is not built (cmake -DMMQ_PTXSIM=ON)"
     return ""
 

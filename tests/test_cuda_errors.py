@@ -11,7 +11,7 @@ import pytest
 import torch
 from isas import needs_cuda
 from shapes import problem
-from simulated import on_gpu, simulated_cuda
+from simulated import cuda_kernels, on_gpu, simulated_cuda
 
 import mmq_ext
 from mmq.device import check_kernels, device_of, find_device
@@ -132,7 +132,7 @@ def test_machines_that_cannot_run_the_kernels(isa, settings, words):
 def test_what_the_cuda_gemm_does_not_have(isa, change, message):
     arguments = {"dtype": torch.float16, "mode": "exact", "group_size": 32} | change
     p = problem(2, 8, 70, arguments["group_size"], 4, dtype=arguments["dtype"])
-    with simulated_cuda(), pytest.raises(ValueError, match=f"packed_gemm: expected .*{message}"):
+    with cuda_kernels(), pytest.raises(ValueError, match=f"packed_gemm: expected .*{message}"):
         p.run(arguments["mode"])
 
 
@@ -192,6 +192,6 @@ def test_quantizing_a_float32_model_on_cuda_is_refused_before_anything_changes(i
     from tiny_models import llava
 
     model = llava()
-    with simulated_cuda(), pytest.raises(MmqError, match=r"expected float16 or bfloat16 weights"):
+    with cuda_kernels(), pytest.raises(MmqError, match=r"expected float16 or bfloat16 weights"):
         quantize(model, Recipe.simple("rtn", 4))
     assert not any(isinstance(module, QuantLinear) for module in model.modules())

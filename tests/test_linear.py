@@ -7,6 +7,7 @@ import copy
 
 import pytest
 import torch
+from isas import needs_cuda, running
 from torch import Tensor, nn
 
 from mmq.errors import MmqError
@@ -17,7 +18,7 @@ from mmq.linear import Layout, QuantLinear
 from mmq.options import GptqOptions
 from mmq.packed import PackedWeight
 from mmq.rtn import rtn
-from mmq.spec import QuantSpec
+from mmq.spec import QuantSpec, Zero
 
 EPS = torch.finfo(torch.float32).eps
 CANONICAL = ("qweight", "scales", "qzeros", "mins", "perm", "in_scale")
@@ -32,7 +33,7 @@ def dense(n: int, k: int, bias: bool = True, seed: int = 0) -> nn.Linear:
     return linear
 
 
-def act_order_layer(n: int = 9, k: int = 37) -> QuantLinear:
+def act_order_layer(n: int = 9, k: int = 37, group_size: int = 8) -> QuantLinear:
     """A layer with ``perm`` and ``in_scale``, partial last group."""
     linear = dense(n, k)
     generator = torch.Generator().manual_seed(1)
@@ -41,7 +42,7 @@ def act_order_layer(n: int = 9, k: int = 37) -> QuantLinear:
     packed, _ = gptq(
         linear.weight.detach() * scale,
         stats_of(inputs / scale).hessian,
-        QuantSpec(3, group_size=8),
+        QuantSpec(3, group_size=group_size),
         GptqOptions(order="act"),
         in_scale=scale,
     )
@@ -98,6 +99,41 @@ def test_product_with_one_scale_per_tensor() -> None:
     layer = QuantLinear.from_float(dense(6, 20), spec)
     assert tuple(layer.state_dict()["scales"].shape) == (1, 1)
     assert_product(layer, torch.randn(3, 20, generator=torch.Generator().manual_seed(4)))
+
+
+@needs_cuda
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("zero", ["symmetric", "integer", "float"])
+def test_product_on_cuda(isa: str, zero: Zero, dtype: torch.dtype) -> None:
+    for bits in (2, 5, 8):
+        for n, k, group_size in ((2, 33, 16), (70, 40, -1), (1, 1, 16)):
+            linear = dense(n, k).to(dtype)
+            x = torch.randn(3, k, generator=torch.Generator().manual_seed(2)).to(dtype)
+            with running(isa):
+                assert_product(QuantLinear.from_float(linear, QuantSpec(bits, group_size, zero)), x)
+
+
+@needs_cuda
+def test_a_layer_goes_to_cuda_and_back(isa: str) -> None:
+    """What .to() does to a ready layer: canonical in between, bitwise the same tensors after."""
+    layer = act_order_layer(9, 48, 16).half()
+    state = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    x = torch.randn(4, 48, generator=torch.Generator().manual_seed(8)).half()
+    expected = layer(x)
+    layer.restore()
+    with running(isa):
+        layer.prepare()
+        on_cuda = layer(x)
+        assert all(torch.equal(layer.state_dict()[name], state[name]) for name in state)
+        layer.restore()
+    layer.prepare()
+    assert torch.equal(layer(x), expected)
+    # A divided activation is rounded to 16 bits on CUDA, and is not on the CPU.
+    error = (on_cuda.double() - expected.double()).abs()
+    size = (
+        x.double() / layer.packed.in_scale.double()
+    ).abs() @ layer.packed.dequantize().double().abs().T
+    assert bool((error <= 2.0**-10 * size + 2.0**-10 * expected.double().abs()).all())
 
 
 def test_product_check_can_fail() -> None:

@@ -14,11 +14,13 @@ namespace mmq::cuda {
 // --- the tensor-core path ---------------------------------------------------------------------
 
 constexpr int kGemmThreads = 256;
-constexpr int kGemmStripWarps = 4;                        // warps beside one another along n
-constexpr int kGemmSliceWarps = 2;                        // warps that share a strip, along k
-constexpr int kGemmTileN = kGemmStripWarps * kBlockN;     // 256
-constexpr int kGemmTileK = kGemmSliceWarps * kBlockK;     // 128
-constexpr int kGemmMaxShared = 98304;                     // fits sm_86 and sm_89, too
+constexpr int kGemmTileM = 64;
+constexpr int kGemmSmallTileM = 16;
+constexpr int kGemmStripWarps = 4;                     // warps beside one another along n
+constexpr int kGemmSliceWarps = 2;                     // warps that share a strip, along k
+constexpr int kGemmTileN = kGemmStripWarps * kBlockN;  // 256
+constexpr int kGemmTileK = kGemmSliceWarps * kBlockK;  // 128
+constexpr int kGemmMaxShared = 98304;                  // fits sm_86 and sm_89, too
 
 MMQ_HOST_DEVICE constexpr int gemm_stage_bytes(int bits, int tile_m) {
   return tile_m * kGemmTileK * 2 + kGemmStripWarps * kGemmSliceWarps * block_words(bits) * 4;
@@ -58,10 +60,10 @@ struct GemmParams {
   int64_t x_stride;
   uint64_t group_magic;  // ceil(2^32 / steps per group), 0 for one group
   int m, n;
-  int x_cols;          // columns of x that exist: a multiple of 8
+  int x_cols;  // columns of x that exist: a multiple of 8
   int strips, k_blocks, last_group;
-  int row_sum_stride;  // m rounded up to 64
-  int run_steps;       // 1, 2 or 4 k steps share one scale
+  int row_sum_stride;
+  int run_steps;  // 1, 2 or 4 k steps share one scale
   AffineKind affine_kind;
   bool scale_is_bfloat;
   bool wide_stores;  // rows of y are 16-byte aligned
@@ -72,7 +74,7 @@ struct GemmParams {
 
 // Defined once per width (gemm_width.cu).
 template <int kBits>
-cudaError_t launch_gemm(const GemmParams& params, ActivationType activation, int blocks,
+cudaError_t launch_gemm(const GemmParams& params, ActivationType activation, int tile_m, int blocks,
                         cudaStream_t stream);
 template <int kBits>
 cudaError_t launch_gemv(const GemmParams& params, ActivationType activation, cudaStream_t stream);

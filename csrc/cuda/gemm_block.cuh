@@ -27,41 +27,39 @@ __device__ inline float2 unpack_scales(const GemmParams& params, uint32_t pair) 
   return params.scale_is_bfloat ? unpack_bf16x2(pair) : unpack_f16x2(pair);
 }
 
-// The scales of a lane's 8 features (first_feature on) in one group: 16-byte loads whatever the
-// kind. The branches are uniform: all blocks of a launch have one kind.
-__device__ inline void load_scales(const GemmParams& params, int group, int first_feature,
-                                   float (&scales)[kLaneFeatures]) {
-  const int64_t at =
-      static_cast<int64_t>(group) * params.strips * kBlockN + first_feature;  // in features
-  if (params.affine_kind == AffineKind::kScale16) {
-    const uint4 v = __ldg(reinterpret_cast<const uint4*>(params.affine) + at / 8);
-    const uint32_t pairs[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-    for (int p = 0; p < 4; ++p) {
-      const float2 s = unpack_scales(params, pairs[p]);
-      scales[2 * p] = s.x;
-      scales[2 * p + 1] = s.y;
-    }
-  } else if (params.affine_kind == AffineKind::kScaleZero16) {
-    const uint4* source = reinterpret_cast<const uint4*>(params.affine) + at / 4;
-#pragma unroll
-    for (int p = 0; p < 2; ++p) {
-      const uint4 v = __ldg(source + p);
-      scales[4 * p] = unpack_scales(params, v.x).x;
-      scales[4 * p + 1] = unpack_scales(params, v.y).x;
-      scales[4 * p + 2] = unpack_scales(params, v.z).x;
-      scales[4 * p + 3] = unpack_scales(params, v.w).x;
-    }
-  } else {
-    const float4* source = reinterpret_cast<const float4*>(params.affine) + at / 2;
-#pragma unroll
-    for (int p = 0; p < 4; ++p) {
-      const float4 v = __ldg(source + p);
-      scales[2 * p] = v.x;
-      scales[2 * p + 1] = v.z;
+// The scales of a lane's 8 features in one group. Scales alone are read by one 16-byte load and
+// kept packed until a tile needs its two; beside zeros or minima they are read tile by tile,
+// because registers are scarce and the lines stay in L1. The branches are uniform: a launch has one
+// kind.
+class LaneScales {
+ public:
+  __device__ LaneScales(const GemmParams& params, int group, int first_feature)
+      : params_(params),
+        at_(static_cast<int64_t>(group) * params.strips * kBlockN + first_feature) {
+    if (params.affine_kind == AffineKind::kScale16) {
+      packed_ = __ldg(reinterpret_cast<const uint4*>(params.affine) + at_ / kLaneFeatures);
     }
   }
-}
+
+  // Of features 2 * tile and 2 * tile + 1.
+  __device__ float2 of_tile(int tile) const {
+    if (params_.affine_kind == AffineKind::kScale16) {
+      const uint32_t pairs[kTiles] = {packed_.x, packed_.y, packed_.z, packed_.w};
+      return unpack_scales(params_, pairs[tile]);
+    }
+    if (params_.affine_kind == AffineKind::kScaleZero16) {
+      const uint2 v = __ldg(reinterpret_cast<const uint2*>(params_.affine) + at_ / 2 + tile);
+      return {unpack_scales(params_, v.x).x, unpack_scales(params_, v.y).x};
+    }
+    const float4 v = __ldg(reinterpret_cast<const float4*>(params_.affine) + at_ / 2 + tile);
+    return {v.x, v.z};
+  }
+
+ private:
+  const GemmParams& params_;
+  int64_t at_;
+  uint4 packed_ = {0, 0, 0, 0};
+};
 
 // m' of w = s * (q - mid) + m' for the same features: (mid - z) * s, or min + mid * s.
 __device__ inline void load_minima(const GemmParams& params, int group, int first_feature,
@@ -93,8 +91,8 @@ __device__ inline void load_minima(const GemmParams& params, int group, int firs
 // The words of one tile, from the vectors of the block that hold them. A vector of a narrow plane
 // serves several tiles: it is loaded at the first of them and kept.
 template <int kBits, class LoadVector>
-__device__ inline void tile_words(const LoadVector& load_vector, int tile,
-                                  uint32_t (&narrow)[8], uint32_t (&words)[kBits]) {
+__device__ inline void tile_words(const LoadVector& load_vector, int tile, uint32_t (&narrow)[8],
+                                  uint32_t (&words)[kBits]) {
 #pragma unroll
   for (int index = 0; index < plane_count(kBits); ++index) {
     const Plane plane = plane_of(kBits, index);
@@ -140,7 +138,7 @@ __device__ inline void add_minima(const GemmParams& params, int step, int first_
     const float2 sum = __ldg(reinterpret_cast<const float2*>(sums + 8 * n8));
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
-      float(&total)[4] = totals[tile][n8];
+      float (&total)[4] = totals[tile][n8];
       total[0] = fmaf(minima[2 * tile], sum.x, total[0]);
       total[1] = fmaf(minima[2 * tile], sum.y, total[1]);
       total[2] = fmaf(minima[2 * tile + 1], sum.x, total[2]);
@@ -157,14 +155,12 @@ template <int kBits, class Activation, int kN8, int kRun, class LoadVector, clas
 __device__ inline void multiply_runs(const GemmParams& params, int k_block, int first_feature,
                                      int first_row, const LoadVector& load_vector,
                                      const LoadX& load_x, Totals<kN8>& totals) {
-  constexpr int kHalf = kN8 < 4 ? kN8 : 4;
-  const float zeros[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+  constexpr int kTogether = kN8 < 8 ? kN8 : 1;
 #pragma unroll
   for (int run = 0; run < kSteps / kRun; ++run) {
     const int first_step = run * kRun;
-    float scales[kLaneFeatures];
-    load_scales(params, group_of_step(params, k_block * kSteps + first_step), first_feature,
-                scales);
+    const LaneScales scales(params, group_of_step(params, k_block * kSteps + first_step),
+                            first_feature);
     uint32_t x[kRun][kN8][2];
 #pragma unroll
     for (int j = 0; j < kRun; ++j) load_x(first_step + j, x[j]);
@@ -182,21 +178,22 @@ __device__ inline void multiply_runs(const GemmParams& params, int k_block, int 
         }
       }
 #pragma unroll
-      for (int half = 0; half < kN8; half += kHalf) {
-        float sums[kHalf][4];
+      for (int first = 0; first < kN8; first += kTogether) {
+        float sums[kTogether][4] = {};
 #pragma unroll
         for (int j = 0; j < kRun; ++j) {
 #pragma unroll
-          for (int i = 0; i < kHalf; ++i) {
-            Activation::mma(sums[i], w[j], x[j][half + i], j == 0 ? zeros : sums[i]);
+          for (int i = 0; i < kTogether; ++i) {
+            Activation::mma(sums[i], w[j], x[j][first + i], sums[i]);
           }
         }
+        const float2 scale = scales.of_tile(tile);
 #pragma unroll
-        for (int i = 0; i < kHalf; ++i) {
+        for (int i = 0; i < kTogether; ++i) {
 #pragma unroll
           for (int c = 0; c < 4; ++c) {
-            float& total = totals[tile][half + i][c];
-            total = fmaf(sums[i][c], scales[2 * tile + c / 2], total);
+            float& total = totals[tile][first + i][c];
+            total = fmaf(sums[i][c], c < 2 ? scale.x : scale.y, total);
           }
         }
       }
@@ -214,14 +211,14 @@ __device__ inline void multiply_block(const GemmParams& params, int k_block, int
                                       int first_row, const LoadVector& load_vector,
                                       const LoadX& load_x, Totals<kN8>& totals) {
   if (params.run_steps == 4) {
-    multiply_runs<kBits, Activation, kN8, 4>(params, k_block, first_feature, first_row,
-                                             load_vector, load_x, totals);
+    multiply_runs<kBits, Activation, kN8, 4>(params, k_block, first_feature, first_row, load_vector,
+                                             load_x, totals);
   } else if (params.run_steps == 2) {
-    multiply_runs<kBits, Activation, kN8, 2>(params, k_block, first_feature, first_row,
-                                             load_vector, load_x, totals);
+    multiply_runs<kBits, Activation, kN8, 2>(params, k_block, first_feature, first_row, load_vector,
+                                             load_x, totals);
   } else {
-    multiply_runs<kBits, Activation, kN8, 1>(params, k_block, first_feature, first_row,
-                                             load_vector, load_x, totals);
+    multiply_runs<kBits, Activation, kN8, 1>(params, k_block, first_feature, first_row, load_vector,
+                                             load_x, totals);
   }
 }
 

@@ -37,8 +37,8 @@ __global__ void __launch_bounds__(kGemmThreads, 1) packed_gemm_mma(const GemmPar
   constexpr int kXBytes = kTileM * kGemmTileK * 2;  // of a stage; weights follow
   constexpr int kXRowBytes = kGemmTileK * 2;
   constexpr int kChunksPerRow = kXRowBytes / 16;
-  constexpr int kXCopies = kTileM * kChunksPerRow / kGemmThreads;       // of 16 bytes, per thread
-  constexpr int kRowsPerCopy = kGemmThreads / kChunksPerRow;            // 16
+  constexpr int kXCopies = kTileM * kChunksPerRow / kGemmThreads;  // of 16 bytes, per thread
+  constexpr int kRowsPerCopy = kGemmThreads / kChunksPerRow;       // 16
   constexpr int kBlockBytes = block_words(kBits) * 4;
   static_assert(kXCopies * kRowsPerCopy == kTileM, "every thread copies whole rows of chunks");
   static_assert(kRowsPerCopy % 8 == 0, "the swizzle of a thread's chunks is the same in all rows");
@@ -64,22 +64,16 @@ __global__ void __launch_bounds__(kGemmThreads, 1) packed_gemm_mma(const GemmPar
   // What this thread copies of the activations: chunk copy_chunk of rows copy_row, copy_row + 16...
   const int copy_chunk = threadIdx.x % kChunksPerRow;
   const int copy_row = threadIdx.x / kChunksPerRow;
-  const uint32_t x_write =
-      shared_base + copy_row * kXRowBytes + swizzle(copy_chunk, copy_row) * 16;
-  const uint32_t w_place = shared_base + kXBytes + warp * kBlockBytes + lane * 16;
+  const uint32_t x_write = shared_base + copy_row * kXRowBytes + swizzle(copy_chunk, copy_row) * 16;
 
   // What this lane addresses for ldmatrix: matrices are (rows 0-7, chunk 0), (rows 0-7, chunk 1),
   // (rows 8-15, chunk 0), (rows 8-15, chunk 1) of a k step.
+  // Step j is two chunks, 32 bytes, further on before the swizzle, so 32 * j is XOR-ed after it.
   const int matrix = lane / 8;
-  const uint32_t x_read = shared_base + (matrix / 2 * 8 + lane % 8) * kXRowBytes;
-  uint32_t x_read_step[kSteps];
-#pragma unroll
-  for (int step = 0; step < kSteps; ++step) {
-    x_read_step[step] =
-        x_read + swizzle((slice_warp * kSteps + step) * 2 + matrix % 2, lane % 8) * 16;
-  }
+  const uint32_t x_read = shared_base + (matrix / 2 * 8 + lane % 8) * kXRowBytes +
+                          swizzle(slice_warp * kSteps * 2 + matrix % 2, lane % 8) * 16;
+  const uint32_t w_read = kXBytes + warp * kBlockBytes + lane * 16;
 
-  const uint64_t policy = evict_first_policy();
   const int total_tiles = params.columns * params.k_tiles;
   int tile = blockIdx.x * params.tiles_per_block;
   const int tile_end = min(tile + params.tiles_per_block, total_tiles);
@@ -93,80 +87,75 @@ __global__ void __launch_bounds__(kGemmThreads, 1) packed_gemm_mma(const GemmPar
     const int strip = column / params.m_tiles * kGemmStripWarps + strip_warp;
     const int first_feature = strip * kBlockN + lane / 4 * kLaneFeatures;
 
-    const char* x_source = static_cast<const char*>(params.x) +
-                           ((first_row + copy_row) * params.x_stride + k_begin * kGemmTileK +
-                            copy_chunk * 8) * 2;
-    int x_cols_left = params.x_cols - k_begin * kGemmTileK - copy_chunk * 8;
-    int k_block = k_begin * kGemmSliceWarps + slice_warp;  // of the next tile to copy
+    // Sources as 32-bit offsets in 16-byte units: registers are scarce in the loop below.
+    const uint32_t x_row_chunks = static_cast<uint32_t>(params.x_stride / 8);
+    const uint32_t x_start = (first_row + copy_row) * x_row_chunks + copy_chunk;
+    const uint32_t w_start = (strip * params.k_blocks + slice_warp) * (kBlockBytes / 16) + lane;
     const bool strip_exists = strip < params.strips;
-    const uint4* w_source = params.tiles +
-                            (static_cast<int64_t>(strip) * params.k_blocks + k_block) *
-                                (kBlockBytes / 16) + lane;
-    int copies_left = k_end - k_begin;
 
-    auto copy_tile = [&](int stage) {
-      if (copies_left > 0) {
-        const uint32_t offset = stage * kStageBytes;
+    auto copy_tile = [&](int k, uint32_t offset) {
+      if (k < k_end) {
+        const bool chunk_exists = k * kGemmTileK + copy_chunk * 8 < params.x_cols;
+        const uint4* x_source = static_cast<const uint4*>(params.x) + (x_start + k * kChunksPerRow);
 #pragma unroll
         for (int i = 0; i < kXCopies; ++i) {
           const int row = first_row + copy_row + i * kRowsPerCopy;
-          int valid = x_cols_left > 0 && row < params.m ? 16 : 0;
+          int valid = chunk_exists && row < params.m ? 16 : 0;
 #ifdef MMQ_MUTATE_NO_ROW_GUARD
           valid = 16;
 #endif
-          cp_async_zfill(x_write + offset + i * kRowsPerCopy * kXRowBytes,
-                         x_source + i * kRowsPerCopy * 2 * params.x_stride, valid);
+          cp_async_zfill(x_write + offset + i * kRowsPerCopy * kXRowBytes, x_source, valid);
+          x_source += kRowsPerCopy * x_row_chunks;
         }
-        if (strip_exists && k_block < params.k_blocks) {
+        if (strip_exists && k * kGemmSliceWarps + slice_warp < params.k_blocks) {
+          const uint4* w_source =
+              params.tiles + (w_start + k * kGemmSliceWarps * (kBlockBytes / 16));
+          const uint64_t policy = evict_first_policy();
 #pragma unroll
           for (int v = 0; v < kBits; ++v) {
-            cp_async_once(w_place + offset + v * kLanes * 16, w_source + v * kLanes, policy);
+            cp_async_once(shared_base + w_read + offset + v * kLanes * 16, w_source + v * kLanes,
+                          policy);
           }
         }
-        x_source += kGemmTileK * 2;
-        x_cols_left -= kGemmTileK;
-        w_source += kGemmSliceWarps * (kBlockBytes / 16);
-        k_block += kGemmSliceWarps;
-        --copies_left;
       }
       cp_async_commit();  // also an empty group: the number of groups tells which have landed
     };
 
     float totals[kTiles][kN8][4];
 #pragma unroll
-    for (int i = 0; i < kTiles * kN8 * 4; ++i) totals[i / 4 / kN8][i / 4 % kN8][i % 4] = initial_sum();
+    for (int i = 0; i < kTiles * kN8 * 4; ++i)
+      totals[i / 4 / kN8][i / 4 % kN8][i % 4] = initial_sum();
 
-    auto multiply_tile = [&](int stage, int block) {
-      const uint32_t offset = stage * kStageBytes;
-      const unsigned char* w = shared + kXBytes + warp * kBlockBytes + lane * 16 + offset;
+    auto multiply_tile = [&](uint32_t offset, int k_block) {
+      const unsigned char* w = shared + w_read + offset;
       multiply_block<kBits, Activation, kN8>(
-          params, block, first_feature, first_row,
-          [&](int vector) {
-            return *reinterpret_cast<const uint4*>(w + vector * kLanes * 16);
-          },
-          [&](int step, uint32_t(&x)[kN8][2]) {
+          params, k_block, first_feature, first_row,
+          [&](int vector) { return *reinterpret_cast<const uint4*>(w + vector * kLanes * 16); },
+          [&](int step, uint32_t (&x)[kN8][2]) {
 #pragma unroll
             for (int pair = 0; pair < kN8 / 2; ++pair) {
-              ldmatrix_x4(x_read_step[step] + offset + pair * 16 * kXRowBytes, x[2 * pair],
+              ldmatrix_x4(((x_read + offset) ^ (step * 32)) + pair * 16 * kXRowBytes, x[2 * pair],
                           x[2 * pair + 1]);
             }
           },
           totals);
     };
 
-    for (int stage = 0; stage < kStages - 1; ++stage) copy_tile(stage);
-    int stage = 0, free_stage = kStages - 1;
-    int block = k_begin * kGemmSliceWarps + slice_warp;
+    // The stage that is multiplied lies at `offset`; the one before it is free for the next copy.
+    for (int stage = 0; stage < kStages - 1; ++stage) {
+      copy_tile(k_begin + stage, stage * kStageBytes);
+    }
+    uint32_t offset = 0;
     for (int k = k_begin; k < k_end; ++k) {
       cp_async_wait<kStages - 2>();
 #ifndef MMQ_MUTATE_NO_BARRIER
-      __syncthreads();  // all copies of the stage have landed, and its successor's place is free
+      __syncthreads();  // all copies of the stage have landed, and its predecessor was read
 #endif
-      copy_tile(free_stage);
-      if (strip_exists && block < params.k_blocks) multiply_tile(stage, block);
-      block += kGemmSliceWarps;
-      free_stage = stage;
-      stage = stage + 1 == kStages ? 0 : stage + 1;
+      constexpr uint32_t kLast = (kStages - 1) * kStageBytes;
+      copy_tile(k + kStages - 1, offset == 0 ? kLast : offset - kStageBytes);
+      const int k_block = k * kGemmSliceWarps + slice_warp;
+      if (strip_exists && k_block < params.k_blocks) multiply_tile(offset, k_block);
+      offset = offset == kLast ? 0 : offset + kStageBytes;
     }
     cp_async_wait<0>();
     __syncthreads();

@@ -26,8 +26,8 @@ __device__ inline void exchange_slices(const Totals<kN8>& totals, unsigned char*
   for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
     for (int i = 0; i < kKeptN8; ++i) {
-      const float(&low)[4] = totals[tile][i];
-      const float(&high)[4] = totals[tile][i + kKeptN8];
+      const float (&low)[4] = totals[tile][i];
+      const float (&high)[4] = totals[tile][i + kKeptN8];
       sent[(tile * kKeptN8 + i) * kGemmThreads + partner] =
           upper ? float4{low[0], low[1], low[2], low[3]}
                 : float4{high[0], high[1], high[2], high[3]};
@@ -91,14 +91,14 @@ __device__ inline void finish_column(const GemmParams& params, int column, int k
     float4* own = slot(blockIdx.x);
 #pragma unroll
     for (int v = 0; v < kTiles * kKeptN8; ++v) {
-      const float(&part)[4] = kept[v / kKeptN8][v % kKeptN8];
+      const float (&part)[4] = kept[v / kKeptN8][v % kKeptN8];
       own[v * kGemmThreads] = {part[0], part[1], part[2], part[3]};
     }
     // A block is the first of at most one shared column, so its number names the counter.
     if (!arrive_last(params.counters + first_block, last_block - first_block + 1, shared)) return;
 #pragma unroll
     for (int v = 0; v < kTiles * kKeptN8; ++v) {
-      float(&sum)[4] = kept[v / kKeptN8][v % kKeptN8];
+      float (&sum)[4] = kept[v / kKeptN8][v % kKeptN8];
 #pragma unroll
       for (int c = 0; c < 4; ++c) sum[c] = 0.0f;
     }
@@ -107,7 +107,7 @@ __device__ inline void finish_column(const GemmParams& params, int column, int k
 #pragma unroll
       for (int v = 0; v < kTiles * kKeptN8; ++v) {
         const float4 p = __ldcg(part + v * kGemmThreads);
-        float(&sum)[4] = kept[v / kKeptN8][v % kKeptN8];
+        float (&sum)[4] = kept[v / kKeptN8][v % kKeptN8];
         sum[0] += p.x;
         sum[1] += p.y;
         sum[2] += p.z;

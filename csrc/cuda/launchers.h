@@ -38,7 +38,7 @@ struct PackedGemmArgs {
   const int32_t* perm;    // [k] or null: packed position j reads in-feature perm[j]
   const float* in_scale;  // [k] or null: divides x before the permutation
   void* y;                // [m, n] of `activation`
-  void* workspace;        // packed_gemm_workspace() bytes, its locks zero at first; left so
+  void* workspace;        // packed_gemm_workspace() bytes, the first 64 KiB zero at first; left so
   int64_t m, n, k, group_size;
   int bits;
   ActivationType activation;
@@ -76,6 +76,10 @@ struct AwqErrorsArgs {
 }  // namespace mmq::cuda
 
 MMQ_CUDA_EXPORT int64_t mmq_cuda_tiles_bytes(int64_t n, int64_t k, int bits);
+// Depends on the sizes and the device alone, never on a pointer; kUnsupported as packed_gemm does:
+// groups that are neither a multiple of 16 nor per channel, and sizes past the 32-bit offsets of
+// the kernels (about 2^31 elements of x, 2^35 bits of weights). Two calls that may run at the same
+// time need two workspaces.
 MMQ_CUDA_EXPORT int64_t mmq_cuda_packed_gemm_workspace(const mmq::cuda::PackedGemmArgs* args);
 MMQ_CUDA_EXPORT int mmq_cuda_packed_gemm(const mmq::cuda::PackedGemmArgs* args,
                                          mmq::cuda::Stream stream);

@@ -31,7 +31,7 @@ __device__ inline void cp_async_once(uint32_t target, const void* source, uint64
 
 __device__ inline uint64_t evict_first_policy() {
   uint64_t policy;
-  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;\n" : "=l"(policy));
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;\n" : "=l"(policy));
   return policy;
 }
 
@@ -79,12 +79,12 @@ __device__ inline void ldmatrix_x2(uint32_t address, uint32_t (&a)[2]) {
 #else
 #define MMQ_MMA_LEFT "{%4, %5, %6, %7}"
 #endif
-#define MMQ_MMA(TYPE)                                                                    \
-  asm("mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE                             \
-      ".f32 {%0, %1, %2, %3}, " MMQ_MMA_LEFT ", {%8, %9}, {%10, %11, %12, %13};\n"        \
-      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])                                   \
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]),     \
-        "f"(c[1]), "f"(c[2]), "f"(c[3]))
+#define MMQ_MMA(TYPE)                                                                           \
+  asm("mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE                                    \
+      ".f32 {%0, %1, %2, %3}, " MMQ_MMA_LEFT ", {%8, %9}, {%10, %11, %12, %13};\n"              \
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])                                          \
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]), \
+        "f"(c[2]), "f"(c[3]))
 
 __device__ inline void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                                const float (&c)[4]) {

@@ -41,16 +41,16 @@
 
 namespace mmq::cuda {
 
-constexpr int kBlockN = 64;          // out-features of a block
-constexpr int kBlockK = 64;          // in-features of a block
-constexpr int kTileFeatures = 16;    // rows of the mma operand
-constexpr int kStepCols = 16;        // columns of the mma operand
+constexpr int kBlockN = 64;        // out-features of a block
+constexpr int kBlockK = 64;        // in-features of a block
+constexpr int kTileFeatures = 16;  // rows of the mma operand
+constexpr int kStepCols = 16;      // columns of the mma operand
 constexpr int kTiles = kBlockN / kTileFeatures;
 constexpr int kSteps = kBlockK / kStepCols;
 constexpr int kLanes = 32;
 constexpr int kVectorWords = 4;
-constexpr int kRegisters = 4;                            // of the operand, per lane
-constexpr int kTileRegisters = kRegisters * kSteps;      // per lane, tile and block
+constexpr int kRegisters = 4;                        // of the operand, per lane
+constexpr int kTileRegisters = kRegisters * kSteps;  // per lane, tile and block
 
 MMQ_HOST_DEVICE constexpr int64_t strips(int64_t n) { return (n + kBlockN - 1) / kBlockN; }
 MMQ_HOST_DEVICE constexpr int64_t k_blocks(int64_t k) { return (k + kBlockK - 1) / kBlockK; }
