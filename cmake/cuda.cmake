@@ -138,6 +138,7 @@ add_custom_command(
   VERBATIM)
 add_custom_target(mmq_cudart DEPENDS ${MMQ_CUDART})
 mmq_cuda_library(mmq_cuda ${MMQ_OUTPUT_DIR} ${cuda_objects})
+include(${CMAKE_CURRENT_LIST_DIR}/cuda_mutations.cmake)
 
 set(MMQ_CUDA_ENABLED ON)
 message(STATUS "CUDA kernels: ${architectures}${ptx_names}, ${MMQ_NVCC}")

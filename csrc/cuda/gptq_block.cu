@@ -113,8 +113,9 @@ __global__ void __launch_bounds__(kWarps* kLanes) gptq_block_kernel(GptqBlockArg
         const float code = code_of(w[q], grid[q], rule);
         const float own = (w[q] - value_of(code, grid[q], rule)) / u[q];
         const float pivot_error = __shfl_sync(kAllLanes, own, owner);
-        if (lane == owner) error = pivot_error;
-        if (lane > owner) w[q] -= pivot_error * u[q];
+        error = lane == owner ? own : error;
+        const float updated = w[q] - pivot_error * u[q];
+        w[q] = lane > owner ? updated : w[q];
 #pragma unroll
         for (int c = q + 1; c < kChunks; ++c) w[c] -= pivot_error * u[c];
       }

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""pack and unpack on the interpreter: the bits of the CPU, no findings, their counts."""
+
+import pytest
+import torch
+from budgets import assert_memory, budget
+from simulated import missing, simulated_cuda
+
+from mmq_ext import ops
+
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "it runs")
+COLS = (1, 31, 32, 33, 100, 128, 1408)
+
+
+def codes_of(rows: int, cols: int, bits: int) -> torch.Tensor:
+    g = torch.Generator().manual_seed(bits)
+    return torch.randint(1 << bits, (rows, cols), dtype=torch.uint8, generator=g)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("cols", COLS)
+def test_there_and_back(bits, cols):
+    for rows in (1, 7):
+        codes = codes_of(rows, cols, bits)
+        want = ops.pack(codes, bits)
+        with simulated_cuda():
+            words = ops.pack(codes, bits)
+            back = ops.unpack(want, bits, cols)
+        assert torch.equal(words, want)
+        assert torch.equal(back, codes)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_counts(bits):
+    codes = codes_of(4, 128, bits)
+    with simulated_cuda() as simulator:
+        ops.unpack(ops.pack(codes, bits), bits, 128)
+        launches = simulator.launches()
+    assert len(launches) == 2
+    for launch in launches:
+        assert_memory(launch, budget("pack"))
