@@ -12,6 +12,8 @@ import ctypes
 import functools
 import json
 import os
+import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,6 +175,8 @@ class Simulator:
     ) -> None:
         """Runs one kernel. Arrays are passed by address, registered for the time of the call (if
         they are not yet) under the names p0, p1, ...; numpy scalars by value."""
+        if os.environ.get("MMQ_PTXAS"):
+            assemble(ptx)
         values, mine = [], []
         try:
             for i, param in enumerate(params):
@@ -228,6 +232,19 @@ class Simulator:
         assert not others, f"expected findings of kind {kind} only, got {others}"
         self.clear()
         return found
+
+
+@functools.cache
+def assemble(ptx: str) -> None:
+    """Fails unless NVIDIA's assembler takes the text too: the tests' own PTX must be legal. Asked
+    for by MMQ_PTXAS=1."""
+    target = ptx.split(".target")[1].split()[0]
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(ptx)
+        file.flush()
+        command = ["ptxas", f"-arch={target}", file.name, "-o", os.devnull]
+        done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, f"{done.stderr}\n{ptx}"
 
 
 def _extent(memory: Any) -> tuple[int, int]:
@@ -304,7 +321,7 @@ def lanes(
     *,
     block: int = 128,
     prologue: str = "",
-    shared_bytes: int = 0,
+    target: str = "sm_80",
 ) -> Any:
     """Runs `body` once per lane.
 
@@ -334,13 +351,12 @@ def lanes(
         before.insert(0, f"setp.ge.u32 %p7, %index, {count}; @%p7 bra $done;")
         after.append("$done:")
     text = "\n".join([THREAD_INDEX, *before, body, *after])
-    ptx = kernel(text, ["u64"] * (len(inputs) + len(rows)), prologue=prologue)
+    ptx = kernel(text, ["u64"] * (len(inputs) + len(rows)), prologue=prologue, target=target)
     simulator.run_ptx(
         ptx,
         [*params, *results],
         grid=(-(-count // block),),
         block=(block,),
-        shared_bytes=shared_bytes,
     )
     return results if isinstance(outputs, list) else results[0]
 

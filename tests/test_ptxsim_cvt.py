@@ -235,7 +235,9 @@ def test_integer_to_integer(sim: Simulator, source: str) -> None:
             continue
         target_bits = int(target[1:])
         least, most = limits(target)
-        for suffix in ("", ".sat"):
+        # ptxas refuses .sat where nothing can overflow.
+        overflows = low < least or high > most
+        for suffix in ("", ".sat") if overflows else ("",):
             want = []
             for value in values:
                 if suffix:

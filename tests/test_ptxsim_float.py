@@ -59,12 +59,19 @@ def arithmetic(name: str, form: Format, patterns: list[Array]) -> Array:
     return np.array(results, dtype=form.pattern)
 
 
+def target_of(instruction: str) -> str:
+    """bfloat16 has only fma before sm_90."""
+    return (
+        "sm_90" if "bf16" in instruction and instruction[:3] in ("add", "sub", "mul") else "sm_80"
+    )
+
+
 def run(sim: Simulator, instruction: str, patterns: list[Array], form: Format) -> Array:
     operands = ", ".join(["%d", "%a", "%b", "%c"][: len(patterns) + 1])
     # f32 and f64 live in registers of their own type.
     typed = [p.view(f"f{form.bits // 8}") if form.bits > 16 else p for p in patterns]
     dtype = np.dtype(f"f{form.bits // 8}") if form.bits > 16 else np.dtype(np.uint16)
-    got = lanes(sim, f"{instruction} {operands};", typed, dtype)
+    got = lanes(sim, f"{instruction} {operands};", typed, dtype, target=target_of(instruction))
     return canonical(got.view(form.pattern), form)
 
 
@@ -136,7 +143,8 @@ def test_packed_halves(sim: Simulator, kind: str, name: str) -> None:
         for a, b in zip(low, high, strict=True)
     ]
     operands = ", ".join(["%d", "%a", "%b", "%c"][: count + 1])
-    got = lanes(sim, f"{name}.rn.{kind} {operands};", pairs, np.uint32)
+    instruction = f"{name}.rn.{kind}"
+    got = lanes(sim, f"{instruction} {operands};", pairs, np.uint32, target=target_of(instruction))
     halves = got.view(np.uint16).reshape(-1, 2)
     for index, patterns in enumerate((low, high)):
         half = canonical(np.ascontiguousarray(halves[:, index]), form)

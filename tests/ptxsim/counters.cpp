@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+// Counters of memory requests, and the report of a launch.
+
+#include "counters.h"
+
+#include <algorithm>
+
+namespace ptxsim {
+namespace {
+
+void touch(std::vector<uint64_t>& sectors, int64_t* distinct, uint64_t sector) {
+  uint64_t& word = sectors[sector / 64];
+  const uint64_t bit = 1ull << (sector % 64);
+  if (word & bit) return;
+  word |= bit;
+  ++*distinct;
+}
+
+void add(Counts& to, const InstrCounts& from) {
+  to.instructions += from.executed;
+  to.shared_wavefronts += from.wavefronts;
+  to.shared_ideal += from.wavefronts_ideal;
+  to.load_sectors += from.load_sectors;
+  to.load_sectors_ideal += from.load_ideal;
+  to.store_sectors += from.store_sectors;
+  to.store_sectors_ideal += from.store_ideal;
+  to.load_requests += from.load_requests;
+  to.load_requests_16_bytes += from.load_requests_16;
+}
+
+}  // namespace
+
+void count_shared(InstrCounts& counts, const uint64_t* address, uint32_t mask, int bytes) {
+  const int group = bytes <= 4 ? 32 : bytes == 8 ? 16 : 8;
+  const int unit = bytes <= 4 ? 4 : bytes;  // lanes of wider accesses conflict in whole units
+  const int shift = unit == 4 ? 2 : unit == 8 ? 3 : 4;
+  const uint64_t banks = static_cast<uint64_t>(128 / unit);
+  for (int first = 0; first < kLanes; first += group) {
+    const uint32_t lanes = mask & (group == 32 ? kFull : ((1u << group) - 1) << first);
+    if (lanes == 0) continue;
+    ++counts.wavefronts_ideal;
+    uint32_t seen[32];  // the first unit of every bank
+    std::fill_n(seen, banks, kFull);
+    bool conflict = false;
+    for (uint32_t m = lanes; m != 0; m &= m - 1) {
+      const auto u = static_cast<uint32_t>(address[__builtin_ctz(m)] >> shift);
+      uint32_t& bank = seen[u & (banks - 1)];
+      conflict |= bank != kFull && bank != u;
+      bank = u;
+    }
+    if (!conflict) {
+      ++counts.wavefronts;
+      continue;
+    }
+    uint32_t units[32];
+    int n = 0;
+    for (uint32_t m = lanes; m != 0; m &= m - 1) {
+      units[n++] = static_cast<uint32_t>(address[__builtin_ctz(m)] >> shift);
+    }
+    std::sort(units, units + n);
+    n = static_cast<int>(std::unique(units, units + n) - units);
+    int cost[32] = {};
+    int most = 0;
+    for (int i = 0; i < n; ++i) most = std::max(most, ++cost[units[i] & (banks - 1)]);
+    counts.wavefronts += most;
+  }
+}
+
+void count_global(InstrCounts& counts, const Access& a, Use use, int64_t launch) {
+  uint64_t sorted[kLanes];
+  int n = 0;
+  bool in_order = true;
+  for (uint32_t m = a.mask; m != 0; m &= m - 1) {
+    sorted[n] = a.address[__builtin_ctz(m)];
+    in_order &= n == 0 || sorted[n] >= sorted[n - 1];
+    ++n;
+  }
+  if (n == 0) return;
+  if (!in_order) std::sort(sorted, sorted + n);
+  const bool load = use == Use::kLoad || use == Use::kCopy || use == Use::kAtomic;
+  const bool store = use == Use::kStore || use == Use::kAtomic;
+  Range* range = a.range;
+  if (range != nullptr) range->begin_launch(launch);
+  int64_t sectors = 0, distinct = 0;
+  uint64_t last = ~0ull;
+  for (int i = 0; i < n; ++i) {
+    distinct += i == 0 || sorted[i] != sorted[i - 1];
+    // An access is aligned to its size: up to 32 bytes lie in one sector.
+    const uint64_t sector = sorted[i] >> 5;
+    if (sector == last) continue;
+    last = sector;
+    ++sectors;
+    if (range == nullptr) continue;
+    const uint64_t index = sector - (range->base >> 5);
+    if (load) touch(range->read_sectors, &range->read_distinct, index);
+    if (store) touch(range->written_sectors, &range->written_distinct, index);
+  }
+  const int64_t ideal = (distinct * a.bytes + 31) / 32;
+  if (load) {
+    counts.load_sectors += sectors;
+    counts.load_ideal += ideal;
+    ++counts.load_requests;
+    counts.load_requests_16 += a.bytes == 16;
+    if (range != nullptr) range->read_requested += sectors;
+  }
+  if (store) {
+    counts.store_sectors += sectors;
+    counts.store_ideal += ideal;
+    if (range != nullptr) range->written_requested += sectors;
+  }
+}
+
+LaunchReport make_report(const Launch& launch) {
+  LaunchReport report;
+  const Kernel& kernel = *launch.kernel;
+  report.kernel = kernel.info.name;
+  report.grid = launch.grid;
+  report.block = launch.block;
+  report.shared_bytes = launch.shared_bytes;
+  for (size_t i = 0; i < kernel.code.size(); ++i) {
+    const InstrCounts& c = launch.counts[i];
+    if (c.executed == 0) continue;
+    const SourceLine& line = kernel.lines[static_cast<size_t>(kernel.code[i].line)];
+    add(report.total, c);
+    add(report.by_line[{line.file, line.line}], c);
+    report.by_opcode[kernel.opcodes[static_cast<size_t>(kernel.code[i].opcode)]] += c.executed;
+  }
+  for (const auto& [base, range] : launch.ranges->all()) {
+    if (range->launch != launch.id) continue;
+    report.read_bytes_requested += range->read_requested * 32;
+    report.read_bytes_distinct += range->read_distinct * 32;
+    report.written_bytes_requested += range->written_requested * 32;
+    report.written_bytes_distinct += range->written_distinct * 32;
+    if (range->read_distinct == 0) continue;
+    LaunchReport::Range r;
+    r.name = range->name;
+    r.requested = range->read_requested * 32;
+    r.distinct = range->read_distinct * 32;
+    r.bytes = range->bytes;
+    report.reads.push_back(r);
+  }
+  return report;
+}
+
+}  // namespace ptxsim

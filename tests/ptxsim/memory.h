@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+// Global memory as ranges with exact bounds and defined-byte shadows; shared memory of a block with
+// its defined, in-flight and race shadows.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace ptxsim {
+
+// Generic addresses of the other spaces lie far above any host pointer.
+constexpr uint64_t kSharedWindow = 1ull << 56, kLocalWindow = 2ull << 56, kParamWindow = 3ull << 56;
+constexpr uint64_t kWindowMask = 0xffull << 56;
+
+struct Range {
+  uint64_t base = 0;
+  int64_t bytes = 0;
+  std::string name;
+  bool owned = false, all_defined = false;
+  std::vector<uint8_t> defined;  // one per byte, unless all are
+
+  // Sectors of 32 bytes touched in the current launch, and how many requests asked for.
+  int64_t launch = -1;
+  std::vector<uint64_t> read_sectors, written_sectors;
+  int64_t read_requested = 0, read_distinct = 0, written_requested = 0, written_distinct = 0;
+
+  void begin_launch(int64_t id);
+  void mark(int64_t offset, int64_t count, bool value);
+};
+
+class Ranges {
+ public:
+  Range* add(uint64_t base, int64_t bytes, const std::string& name, bool owned, bool defined);
+  bool remove(uint64_t base);
+  Range* find(uint64_t address);     // the range that holds this byte, or null
+  Range* nearest(uint64_t address);  // the last one that starts at or before it, or null
+  std::map<uint64_t, std::unique_ptr<Range>>& all() { return ranges_; }
+
+ private:
+  std::map<uint64_t, std::unique_ptr<Range>> ranges_;
+};
+
+// What was done to one granule of shared memory, in barrier epochs.
+struct Granule {
+  uint32_t write_epoch = 0, read_epoch = 0;
+  uint32_t read_warps = 0;
+  uint8_t write_warp = 0;
+  bool write_atomic = false, read_atomic = false;
+};
+
+struct SharedMemory {
+  std::vector<uint8_t> bytes, defined, in_flight;  // in_flight: copies under way per byte
+  std::vector<Granule> granules;
+  int granule_shift = 2;  // log2 of the bytes of a granule
+
+  void reset(int64_t size, bool bytewise);
+};
+
+}  // namespace ptxsim
