@@ -9,7 +9,9 @@ set(symbols "")
 foreach(object IN LISTS OBJECTS)
   execute_process(COMMAND ${NM} -u ${object}
                   OUTPUT_VARIABLE undefined COMMAND_ERROR_IS_FATAL ANY)
-  string(REGEX MATCHALL "(__)?cuda[A-Za-z0-9_]+" found "${undefined}")
+  # Whole names only: mangled ones of our own may contain such a part.
+  string(REGEX MATCHALL " U (__)?cuda[A-Za-z0-9_]+" found "${undefined}")
+  list(TRANSFORM found REPLACE "^ U " "")
   list(APPEND symbols ${found})
 endforeach()
 list(REMOVE_DUPLICATES symbols)
