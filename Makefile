@@ -29,13 +29,13 @@ $(VENV)/.ready: pyproject.toml
 
 # The editable install builds once; after that ninja rebuilds what changed.
 build: env
-	$(BIN)/cmake -S . -B build/dev -G Ninja --log-level=WARNING -DPython_EXECUTABLE=$(abspath $(BIN))/python
+	$(BIN)/cmake -S . -B build/dev -G Ninja --log-level=WARNING -DMMQ_PTXSIM=ON -DPython_EXECUTABLE=$(abspath $(BIN))/python
 	$(BIN)/cmake --build build/dev
 
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'tests/native/*')
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'tests/native/*' 'tests/ptxsim/*.h' 'tests/ptxsim/*.cpp' 'tests/ptxsim/*.cu')
 
 types: env
 	$(BIN)/mypy

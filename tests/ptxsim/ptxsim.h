@@ -140,6 +140,7 @@ std::string to_table(const std::vector<Finding>& findings,
 // compute capability (80 for compute_80). Throws Error that names the flag for compressed PTX.
 struct PtxImage {
   int capability = 0;
+  bool specific = false;  // compute_90a, compute_120f: not for later architectures
   std::string text;
 };
 std::vector<PtxImage> ptx_images(const void* fatbin_wrapper);
