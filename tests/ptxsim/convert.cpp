@@ -28,10 +28,13 @@ T round_to_integer(T v, Round mode) {
   }
 }
 
-// Clamped, NaN to 0, and to the sign bit alone for 64 bits, as devices do.
+// Clamped; NaN to 0, but to the top bit alone where either side has 64 bits, as devices do.
 template <class D, class S>
 D float_to_integer(S v, Round mode) {
-  if (v != v) return sizeof(D) == 8 ? static_cast<D>(1ull << 63) : D(0);
+  if (v != v) {
+    constexpr bool kWide = sizeof(D) == 8 || sizeof(S) == 8;
+    return kWide ? static_cast<D>(1ull << (8 * sizeof(D) - 1)) : D(0);
+  }
   v = round_to_integer(v, mode);
   constexpr int kDigits = std::numeric_limits<D>::digits;
   const S limit = std::ldexp(S(1), kDigits);
@@ -188,16 +191,28 @@ Fn either(Type from, bool wide) {
   return wide ? from_type<D, uint64_t>(from) : from_type<D, uint32_t>(from);
 }
 
-template <class H, bool kRelu>
+template <class H, Round kMode, bool kRelu>
 struct PackPair {
+  static uint16_t half(float v) {
+    if (kRelu) v = v > 0 || v != v ? v : 0;
+    return kMode == Round::kNearest ? H::narrow(v) : H::narrow(double{v}, kMode);
+  }
   static uint32_t apply(float high, float low) {
-    if (kRelu) {
-      high = high > 0 || high != high ? high : 0;
-      low = low > 0 || low != low ? low : 0;
-    }
-    return static_cast<uint32_t>(H::narrow(high)) << 16 | H::narrow(low);
+    return static_cast<uint32_t>(half(high)) << 16 | half(low);
   }
 };
+
+template <class H>
+Fn pack_pair(Round mode, bool relu) {
+  using T = uint32_t;
+  if (mode == Round::kNearest) {
+    return relu ? binary<PackPair<H, Round::kNearest, true>, T, float, float>
+                : binary<PackPair<H, Round::kNearest, false>, T, float, float>;
+  }
+  if (mode != Round::kZero) return nullptr;
+  return relu ? binary<PackPair<H, Round::kZero, true>, T, float, float>
+              : binary<PackPair<H, Round::kZero, false>, T, float, float>;
+}
 
 }  // namespace
 
@@ -253,17 +268,8 @@ Fn convert_fast_op(Type to, Type from) {
   return nullptr;
 }
 
-Fn convert_pack_op(Type to, bool relu) {
-  using T = uint32_t;
-  if (to == Type::kF16x2) {
-    return relu ? binary<PackPair<Half, true>, T, float, float>
-                : binary<PackPair<Half, false>, T, float, float>;
-  }
-  if (to == Type::kBf16x2) {
-    return relu ? binary<PackPair<Bfloat, true>, T, float, float>
-                : binary<PackPair<Bfloat, false>, T, float, float>;
-  }
-  return nullptr;
+Fn convert_pack_op(Type to, Round mode, bool relu) {
+  return to == Type::kF16x2 ? pack_pair<Half>(mode, relu) : pack_pair<Bfloat>(mode, relu);
 }
 
 }  // namespace ptxsim

@@ -174,7 +174,6 @@ void Decoder::convert() {
   const std::vector<std::string>& o = s_->operands;
   std::string integer;
   Round round = Round::kNearest;
-  bool explicit_zero = false;
   if (take_one_of({"rni", "rzi", "rmi", "rpi"}, &integer)) {
     round = integer == "rni"   ? Round::kNearest
             : integer == "rzi" ? Round::kZero
@@ -182,20 +181,19 @@ void Decoder::convert() {
                                : Round::kUp;
   } else {
     round = take_round();
-    explicit_zero = round != Round::kNearest;
   }
   take("ftz");
   const bool saturate = take("sat"), relu = take("relu");
   const Type to = take_type(), from = take_type();
   if (to == Type::kF16x2 || to == Type::kBf16x2) {
-    if (from != Type::kF32 || saturate || explicit_zero || !integer.empty()) {
+    if (from != Type::kF32 || saturate || !integer.empty()) {
       fail("unsupported conversion");
     }
     need_operands(3, 3);
     destination(o[0], 4);
     source(o[1], Type::kF32);
     source(o[2], Type::kF32);
-    set(convert_pack_op(to, relu));
+    set(convert_pack_op(to, round, relu));
     return;
   }
   need_operands(2, 2);
