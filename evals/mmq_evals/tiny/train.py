@@ -49,8 +49,11 @@ from .score import SCORES
 IGNORE = -100
 SCORED = 100  # held-out images or questions scored after training
 TEMPERATURE = 0.05
-EASY_VQA_SHARE = 0.4
-QUESTIONS_PER_IMAGE = 4
+EASY_VQA_SHARE = 0.25
+QUESTIONS_PER_IMAGE = 8
+# Types of questions that are learnt within minutes, and the share of them that is still asked.
+EASY_TYPES = ("background", "count")
+EASY_TYPE_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -168,7 +171,11 @@ def vqa_loss(model: Model, processor: Processor) -> Loss:
             else:
                 drawn = scene("train", number)
                 images.append(render(drawn))
-                turns = [(asked.text, asked.answer) for asked in questions(drawn, rng)]
+                turns = [
+                    (asked.text, asked.answer)
+                    for asked in questions(drawn, rng)
+                    if asked.type not in EASY_TYPES or rng.random() < EASY_TYPE_SHARE
+                ]
                 shown.append(drawn)
             text = "".join(
                 f"{VQA_PROMPT.format(question)} {answer}</s>"
