@@ -115,6 +115,22 @@ def test_reference(model: tuple[Any, Any], coco: Path, tmp_path: Path) -> None:
         )
 
 
+def test_reference_of_retrieval(coco: Path, tmp_path: Path) -> None:
+    model, processor = eval_models.blip2("retrieval")
+    full = evaluate(model, processor, None, out_dir=tmp_path / "full", data=coco)
+    model.itm_head.weight.data.neg_()
+    changed = evaluate(
+        model, processor, None, out_dir=tmp_path / "b", data=coco, reference=tmp_path / "full"
+    )
+    before, after = (r["tasks"]["retrieval"] for r in (full, changed))
+    paired = after["against_reference"]["differences"]["r_mean"]
+    change = after["scores"]["r_mean"]["value"] - before["scores"]["r_mean"]["value"]
+    assert abs(change) > 0.01
+    assert paired["value"] == pytest.approx(change, rel=1e-12)
+    assert paired["low"] <= paired["value"] <= paired["high"]
+    assert paired["clusters"] == 4
+
+
 def test_a_failed_run_leaves_the_earlier_result(
     model: tuple[Any, Any], coco: Path, tmp_path: Path
 ) -> None:
