@@ -27,17 +27,14 @@ CALIBRATION_SAMPLES: Final = 64
 # Items per task in the demo; CIDEr's document frequencies stay those of the whole split.
 LIMITS: Final = {"captioning": 250, "retrieval": 100, "vqa": 800, "easy-vqa": 800}
 
-# One recipe with a method and a width per component; heads belong to the connector.
+# One recipe with a method and a width per component, the connector's heads included.
 MIXED: Final[Mapping[str, Any]] = {
     "vision": {"method": "gptq", "bits": 4, "group_size": GROUP_SIZE},
     "connector": {"method": "rtn", "bits": 8, "group_size": GROUP_SIZE},
     "language": {"method": "awq", "bits": 3, "group_size": GROUP_SIZE},
     "overrides": [{"third": "end", "layer_type": "mlp", "bits": 4}],
 }
-_CONNECTOR_HEADS: Final = {
-    "tiny-llava": ["model.multi_modal_projector.*"],
-    "tiny-blip2-caption": ["language_projection"],
-}
+_CONNECTOR_HEADS: Final = {"tiny-blip2-caption": ["language_projection"]}
 
 
 @dataclass(frozen=True)
