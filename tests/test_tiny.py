@@ -18,6 +18,7 @@ from safetensors import safe_open
 from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from mmq_evals import tiny
+from mmq_evals.errors import EvalError
 from mmq_evals.tiny import architectures, data, score
 from mmq_evals.tiny.scenes import (
     SPLIT_SIZES,
@@ -170,7 +171,7 @@ def test_easy_vqa_official_split() -> None:
 
 def test_missing_easy_vqa_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "easy_vqa", None)
-    with pytest.raises(ModuleNotFoundError, match=r"install the extra mmq\[tiny\]"):
+    with pytest.raises(EvalError, match=r"the extra mmq\[tiny\]"):
         data.vqa_items("test", "easy-vqa")
 
 

@@ -110,7 +110,7 @@ def run_demo(
     ``limit`` bounds the items of every task further than the demo does. Packed checkpoints, rows
     and results of each run stay in ``out``. ``progress`` receives one line per step.
 
-    Raises MmqError or EvalError on bad input.
+    Raises MmqError on bad input, EvalError among them.
     """
     out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()

@@ -29,8 +29,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from mmq_evals.data.items import VqaItem
+from mmq_evals.tasks.vqa import LLAVA
 
-from . import CAPTION_PROMPT, MODELS, VQA_PROMPT
+from . import CAPTION_PROMPT, MODELS
 from .architectures import BOS, EOS, Model, Processor, build, processor
 from .data import vqa_items
 from .scenes import (
@@ -178,7 +179,7 @@ def vqa_loss(model: Model, processor: Processor) -> Loss:
                 ]
                 shown.append(drawn)
             text = "".join(
-                f"{VQA_PROMPT.format(question)} {answer}</s>"
+                f"{LLAVA.prompt.format(question)} {answer}</s>"
                 for question, answer in turns[:QUESTIONS_PER_IMAGE]
             )
             head, mark, rest = text.partition("<image>\n")
