@@ -157,6 +157,15 @@ def test_predictions_cannot_break_lines(
     assert result["tasks"]["captioning"]["counts"]["rows"] == 4
 
 
+def test_a_weight_that_is_not_finite_is_named(coco: Path, tmp_path: Path) -> None:
+    model, processor = eval_models.blip2("caption")
+    with torch.no_grad():
+        model.language_projection.weight[1, 2] = torch.inf
+    with pytest.raises(EvalError, match=r"^language_projection.weight: expected finite weights"):
+        evaluate(model, processor, None, out_dir=tmp_path / "out", data=coco)
+    assert not (tmp_path / "out").exists()
+
+
 def test_refusals_before_any_work(model: tuple[Any, Any], coco: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(EvalError, match="batch_size: expected at least 1, got 0"):

@@ -272,6 +272,9 @@ def test_files_and_text_forms_agree(tmp_path: Path) -> None:
     assert load_recipe(tmp_path / "r.yaml") == recipe == load_recipe(tmp_path / "r.json")
     assert parse_recipe(recipe.to_dict()) == recipe
     assert parse_recipe("") == Recipe()
+    (tmp_path / "r.yaml").write_text("seed: 7")
+    with pytest.raises(MmqError, match="expected all, vision, connector, language or overrides"):
+        load_recipe(tmp_path / "r.yaml")
     (tmp_path / "r.yaml").write_text("vison: {}")
     with pytest.raises(MmqError, match=r"r\.yaml: vison: unknown key"):
         load_recipe(tmp_path / "r.yaml")

@@ -18,7 +18,8 @@ from typing import Any, Final
 import mmq
 from mmq_evals import tiny
 from mmq_evals.calibration import calibration_samples
-from mmq_evals.run import evaluate, tasks_for
+from mmq_evals.errors import EvalError
+from mmq_evals.run import evaluate, make_folder, tasks_for
 
 GROUP_SIZE: Final = 64
 BITS: Final = (4, 3)
@@ -112,7 +113,9 @@ def run_demo(
 
     Raises MmqError on bad input, EvalError among them.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    if limit is not None and limit < 1:
+        raise EvalError(f"limit: expected at least 1, got {limit}")
+    make_folder(out)
     started = time.monotonic()
     rows: list[DemoRow] = []
     for name in models:
