@@ -28,10 +28,13 @@ T round_to_integer(T v, Round mode) {
   }
 }
 
-// Clamped, NaN to 0, and to the sign bit alone for 64 bits, as devices do.
+// Clamped; NaN to 0, or to the top bit alone if one side has 64 bits, as devices do.
 template <class D, class S>
 D float_to_integer(S v, Round mode) {
-  if (v != v) return sizeof(D) == 8 ? static_cast<D>(1ull << 63) : D(0);
+  if (v != v) {
+    constexpr bool kTopBit = sizeof(D) == 8 || sizeof(S) == 8;
+    return kTopBit ? static_cast<D>(1ull << (8 * sizeof(D) - 1)) : D(0);
+  }
   v = round_to_integer(v, mode);
   constexpr int kDigits = std::numeric_limits<D>::digits;
   const S limit = std::ldexp(S(1), kDigits);
@@ -188,16 +191,25 @@ Fn either(Type from, bool wide) {
   return wide ? from_type<D, uint64_t>(from) : from_type<D, uint32_t>(from);
 }
 
-template <class H, bool kRelu>
+template <class H, bool kRelu, bool kZero>
 struct PackPair {
-  static uint32_t apply(float high, float low) {
-    if (kRelu) {
-      high = high > 0 || high != high ? high : 0;
-      low = low > 0 || low != low ? low : 0;
-    }
-    return static_cast<uint32_t>(H::narrow(high)) << 16 | H::narrow(low);
+  static uint32_t one(float v) {
+    if (kRelu) v = v > 0 || v != v ? v : 0;
+    return kZero ? H::narrow(v, Round::kZero) : H::narrow(v);
   }
+  static uint32_t apply(float high, float low) { return one(high) << 16 | one(low); }
 };
+
+template <class H>
+Fn pack_pair(bool relu, bool zero) {
+  using T = uint32_t;
+  if (zero) {
+    return relu ? binary<PackPair<H, true, true>, T, float, float>
+                : binary<PackPair<H, false, true>, T, float, float>;
+  }
+  return relu ? binary<PackPair<H, true, false>, T, float, float>
+              : binary<PackPair<H, false, false>, T, float, float>;
+}
 
 }  // namespace
 
@@ -253,17 +265,11 @@ Fn convert_fast_op(Type to, Type from) {
   return nullptr;
 }
 
-Fn convert_pack_op(Type to, bool relu) {
-  using T = uint32_t;
-  if (to == Type::kF16x2) {
-    return relu ? binary<PackPair<Half, true>, T, float, float>
-                : binary<PackPair<Half, false>, T, float, float>;
-  }
-  if (to == Type::kBf16x2) {
-    return relu ? binary<PackPair<Bfloat, true>, T, float, float>
-                : binary<PackPair<Bfloat, false>, T, float, float>;
-  }
-  return nullptr;
+Fn convert_pack_op(Type to, Round round, bool relu) {
+  if (round != Round::kNearest && round != Round::kZero) return nullptr;
+  const bool zero = round == Round::kZero;
+  if (to == Type::kF16x2) return pack_pair<Half>(relu, zero);
+  return to == Type::kBf16x2 ? pack_pair<Bfloat>(relu, zero) : nullptr;
 }
 
 }  // namespace ptxsim

@@ -174,7 +174,6 @@ void Decoder::convert() {
   const std::vector<std::string>& o = s_->operands;
   std::string integer;
   Round round = Round::kNearest;
-  bool explicit_zero = false;
   if (take_one_of({"rni", "rzi", "rmi", "rpi"}, &integer)) {
     round = integer == "rni"   ? Round::kNearest
             : integer == "rzi" ? Round::kZero
@@ -182,20 +181,19 @@ void Decoder::convert() {
                                : Round::kUp;
   } else {
     round = take_round();
-    explicit_zero = round != Round::kNearest;
   }
   take("ftz");
   const bool saturate = take("sat"), relu = take("relu");
   const Type to = take_type(), from = take_type();
   if (to == Type::kF16x2 || to == Type::kBf16x2) {
-    if (from != Type::kF32 || saturate || explicit_zero || !integer.empty()) {
+    if (from != Type::kF32 || saturate || !integer.empty()) {
       fail("unsupported conversion");
     }
     need_operands(3, 3);
     destination(o[0], 4);
     source(o[1], Type::kF32);
     source(o[2], Type::kF32);
-    set(convert_pack_op(to, relu));
+    set(convert_pack_op(to, round, relu));
     return;
   }
   need_operands(2, 2);
@@ -402,11 +400,12 @@ void Decoder::mma() {
   const Type d = take_type(), a = take_type(), b = take_type(), c = take_type();
   need_operands(4, 4);
   const size_t k = static_cast<size_t>(std::atoi(shape.c_str() + 6));
-  size_t na = 4, nb = 2;
-  if (d == Type::kF32 && c == Type::kF32 && a == b && k != 32) {
+  size_t na = 4, nb = 2, nc = 4;
+  if ((d == Type::kF32 || d == Type::kF16) && c == d && a == b && k != 32) {
     na = k / 4;
     nb = k / 8;
-    set(mma_float_op(a, static_cast<int>(k)));
+    nc = d == Type::kF16 ? 2 : 4;
+    set(mma_float_op(a, static_cast<int>(k), d == Type::kF16));
   } else if (d == Type::kS32 && c == Type::kS32 && k == 32 && bytes_of(a) == 1 &&
              bytes_of(b) == 1) {
     take("satfinite");
@@ -414,7 +413,7 @@ void Decoder::mma() {
   } else {
     fail("unsupported types");
   }
-  const size_t counts[] = {4, na, nb, 4};
+  const size_t counts[] = {nc, na, nb, nc};
   for (size_t i = 0; i < 4; ++i) {
     const std::vector<std::string> parts = vector_parts(o[i]);
     if (parts.size() != counts[i]) fail("expected " + std::to_string(counts[i]) + " registers");
@@ -422,7 +421,7 @@ void Decoder::mma() {
       if (i == 0) {
         destination(p, 4);
       } else {
-        source(p, i == 3 ? c : Type::kB32);
+        source(p, i == 3 && nc == 4 ? c : Type::kB32);
       }
     }
   }
