@@ -119,15 +119,17 @@ D convert_lane(S v, Round mode, bool to_integer, bool saturate, bool relu) {
 }
 
 // `R` is how the destination's register is stored: integers are extended to its width.
-template <class D, class S, class R>
+// A source's register may be wider than its type, too.
+template <class D, class S, class R, class From = Store<S>>
 void convert(Warp& w, const Instr& in, uint32_t mask) {
-  const Store<S>* a = data<S>(w, in.ops[1]);
+  const From* a = reinterpret_cast<const From*>(w.files[in.ops[1].file] + in.ops[1].offset);
   R* d = reinterpret_cast<R*>(w.files[in.ops[0].file] + in.ops[0].offset);
   const Round mode = static_cast<Round>(in.a);
   const uint32_t undef = w.undef[in.ops[1].undef];
   for (int l = 0; l < kLanes; ++l) {
     if (!(mask >> l & 1)) continue;
-    const D v = convert_lane<D, S>(get<S>(a[l]), mode, in.b != 0, in.c != 0, in.d != 0);
+    const D v = convert_lane<D, S>(get<S>(static_cast<Store<S>>(a[l])), mode, in.b != 0, in.c != 0,
+                                   in.d != 0);
     if constexpr (std::is_integral_v<D>) {
       d[l] = static_cast<R>(v);
     } else {
@@ -186,6 +188,27 @@ Fn from_type(Type from) {
   }
 }
 
+// Integers from the low bits of a 64-bit register.
+template <class D, class R>
+Fn from_low_bits(Type from) {
+  switch (from) {
+    case Type::kU8:
+      return convert<D, uint8_t, R, uint64_t>;
+    case Type::kS8:
+      return convert<D, int8_t, R, uint64_t>;
+    case Type::kU16:
+      return convert<D, uint16_t, R, uint64_t>;
+    case Type::kS16:
+      return convert<D, int16_t, R, uint64_t>;
+    case Type::kU32:
+      return convert<D, uint32_t, R, uint64_t>;
+    case Type::kS32:
+      return convert<D, int32_t, R, uint64_t>;
+    default:
+      return nullptr;
+  }
+}
+
 template <class D>
 Fn either(Type from, bool wide) {
   return wide ? from_type<D, uint64_t>(from) : from_type<D, uint32_t>(from);
@@ -239,6 +262,27 @@ Fn convert_op(Type to, Type from, bool wide) {
       return from_type<float, uint32_t>(from);
     case Type::kF64:
       return from_type<double, uint64_t>(from);
+    default:
+      return nullptr;
+  }
+}
+
+Fn convert_low_bits_op(Type to, Type from) {
+  switch (to) {
+    case Type::kU16:
+      return from_low_bits<uint16_t, uint32_t>(from);
+    case Type::kS16:
+      return from_low_bits<int16_t, uint32_t>(from);
+    case Type::kU32:
+      return from_low_bits<uint32_t, uint32_t>(from);
+    case Type::kS32:
+      return from_low_bits<int32_t, uint32_t>(from);
+    case Type::kU64:
+      return from_low_bits<uint64_t, uint64_t>(from);
+    case Type::kS64:
+      return from_low_bits<int64_t, uint64_t>(from);
+    case Type::kF32:
+      return from_low_bits<float, uint32_t>(from);
     default:
       return nullptr;
   }

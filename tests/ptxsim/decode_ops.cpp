@@ -201,14 +201,19 @@ void Decoder::convert() {
   const bool wide = register_bytes(o[0]) == 8;
   destination(o[0], wide ? 8 : std::min(bytes_of(to), 4));
   // A source register may be wider than its type; up to 32 bits that needs nothing.
-  source(o[1], register_bytes(o[1]) == 8 && bytes_of(from) < 8 ? Type::kB64 : from);
-  if (register_bytes(o[1]) == 8 && bytes_of(from) < 8) fail("unsupported source register");
+  const bool low_bits = register_bytes(o[1]) == 8 && bytes_of(from) < 8;
+  source(o[1], low_bits ? Type::kB64 : from);
   in_.a = static_cast<uint8_t>(round);
   in_.b = !integer.empty();
   in_.c = saturate;
   in_.d = relu;
   const bool simple = !saturate && !relu && (round == Round::kNearest && integer.empty());
   Fn fn = nullptr;
+  if (low_bits) {
+    if (wide != (bytes_of(to) == 8)) fail("unsupported registers");
+    set(convert_low_bits_op(to, from));
+    return;
+  }
   if (simple && wide == (bytes_of(to) == 8)) fn = convert_fast_op(to, from);
   set(fn != nullptr ? fn : convert_op(to, from, wide));
 }
