@@ -147,6 +147,7 @@ std::string readable(const std::string& kernel) {
   if (text == nullptr) return kernel;
   std::string name = text;
   std::free(text);
+  if (name.compare(0, 5, "void ") == 0) name.erase(0, 5);  // of a template
   const std::string anonymous = "(anonymous namespace)::";
   for (size_t at; (at = name.find(anonymous)) != std::string::npos;)
     name.erase(at, anonymous.size());
