@@ -199,14 +199,11 @@ def test_blocks_wait_for_a_later_block(sim: Simulator) -> None:
         ("add.cc.u32 %t0, %t1, %t2;", "add.cc"),
         ("wgmma.fence.sync.aligned;", "wgmma"),
         ("bar.arrive 1, 64;", "bar"),
-<<<<<<< HEAD
-=======
         (
             "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
             "{%f0, %f1, %f2, %f3}, {%t2, %t3, %t4, %t5}, {%t6, %t7}, {%f0, %f1, %f2, %f3};",
             "mma",
         ),
->>>>>>> core
         ("tex.1d.v4.f32.f32 {%f0, %f1, %f2, %f3}, [%l0, {%f4}];", "tex"),
     ],
 )
