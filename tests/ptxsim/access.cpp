@@ -283,6 +283,10 @@ void note_shared(Warp& w, const Instr& in, int lane, uint64_t address, int bytes
       static_cast<size_t>((address + static_cast<uint64_t>(bytes) - 1) >> s.granule_shift);
   for (size_t i = first; i <= last; ++i) {
     Granule& g = s.granules[i];
+    if (!write && g.write_epoch != epoch && g.read_epoch == epoch && !(g.read_atomic && !atomic)) {
+      g.read_warps |= me;
+      continue;
+    }
     if (g.write_epoch == epoch && g.write_warp != w.index && !(atomic && g.write_atomic)) {
       w.report(in, lane, "race",
                std::string(write ? "writes" : "reads") + " shared offset " +

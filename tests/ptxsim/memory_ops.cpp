@@ -28,11 +28,19 @@ void load(Warp& w, const Instr& in, uint32_t mask) {
       const uint32_t undef = undefined_lanes(w, a, at, sizeof(T)) & ~flying;
       dead &= undef;
       R* d = reinterpret_cast<R*>(w.files[0] + in.ops[i].offset);
-      for (uint32_t m = a.mask; m != 0; m &= m - 1) {
-        const int l = __builtin_ctz(m);
-        T v;
-        std::memcpy(&v, a.at(l) + at, sizeof(T));
-        d[l] = static_cast<R>(v);
+      if (a.mask == kFull) {
+        for (int l = 0; l < kLanes; ++l) {
+          T v;
+          std::memcpy(&v, a.at(l) + at, sizeof(T));
+          d[l] = static_cast<R>(v);
+        }
+      } else {
+        for (uint32_t m = a.mask; m != 0; m &= m - 1) {
+          const int l = __builtin_ctz(m);
+          T v;
+          std::memcpy(&v, a.at(l) + at, sizeof(T));
+          d[l] = static_cast<R>(v);
+        }
       }
       set_undef(w, in.ops[i], a.mask, undef);
     }
@@ -76,6 +84,16 @@ void store(Warp& w, const Instr& in, uint32_t mask) {
       }
       define(w, a, at, sizeof(T), undef);
     }
+  }
+}
+
+// Counts one copy more or less on every byte of its target, four at once.
+void count_flights(uint8_t* bytes, int count, bool more) {
+  for (int i = 0; i < count; i += 4) {
+    uint32_t four;
+    std::memcpy(&four, bytes + i, 4);
+    four = more ? four + 0x01010101u : four - 0x01010101u;
+    std::memcpy(bytes + i, &four, 4);
   }
 }
 
@@ -252,25 +270,36 @@ void copy_async(Warp& w, const Instr& in, uint32_t mask) {
   from.imm = in.imm2;
   const int n = reads != 0 ? resolve(w, from, in.ops[1], reads, bytes, Use::kCopy, parts) : 0;
   SharedMemory& s = w.block->shared;
+  // Only whole sources are looked up together; shorter ones lane by lane.
+  uint32_t reached = 0, undef = 0;
+  for (int p = 0; p < n; ++p) {
+    reached |= parts[p].mask;
+    if (in.b == 0) {
+      undef |= undefined_lanes(w, parts[p], 0, bytes);
+      continue;
+    }
+    Access one = parts[p];
+    for (uint32_t m = parts[p].mask; m != 0; m &= m - 1) {
+      one.mask = m & (0 - m);
+      undef |= undefined_lanes(w, one, 0, static_cast<int>(size[__builtin_ctz(m)]));
+    }
+  }
+  w.open.reserve(w.open.size() + kLanes);
   for (uint32_t m = mask; m != 0; m &= m - 1) {
     const int l = __builtin_ctz(m);
     Copy copy;
     copy.address = target[l];
     copy.bytes = static_cast<uint8_t>(bytes);
     copy.lane = static_cast<uint8_t>(l);
-    for (int p = 0; p < n; ++p) {
-      if (!(parts[p].mask >> l & 1)) continue;
-      std::memcpy(copy.data, parts[p].at(l), size[l]);
-      Access one = parts[p];
-      one.mask = 1u << l;
-      copy.defined = undefined_lanes(w, one, 0, static_cast<int>(size[l])) == 0;
-    }
+    copy.defined = !(undef >> l & 1);
+    // Global addresses are the host's.
+    if (reached >> l & 1) std::memcpy(copy.data, parts[0].at(l), size[l]);
     if (w.launch->config->checks && s.in_flight[copy.address] != 0) {
       w.report(in, l, "in-flight",
                "copies to shared offset " + std::to_string(copy.address) +
                    ", the target of another cp.async that was not waited for");
     }
-    for (int i = 0; i < bytes; ++i) ++s.in_flight[copy.address + static_cast<uint32_t>(i)];
+    count_flights(s.in_flight.data() + copy.address, bytes, true);
     s.flying += bytes;
     w.open.push_back(copy);
   }
@@ -392,7 +421,7 @@ void land_copies(Warp& w, const Instr& in, size_t keep) {
   while (w.committed.size() > keep) {
     for (const Copy& copy : w.committed.front()) {
       const size_t at = copy.address, n = copy.bytes;
-      for (size_t i = 0; i < n; ++i) --s.in_flight[at + i];
+      count_flights(s.in_flight.data() + at, copy.bytes, false);
       s.flying -= copy.bytes;
       std::memcpy(s.bytes.data() + at, copy.data, n);
       std::memset(s.defined.data() + at, copy.defined ? 1 : 0, n);
