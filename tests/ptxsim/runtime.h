@@ -30,7 +30,7 @@ struct Function {
   Binary* binary = nullptr;
   std::string name;
   const Kernel* kernel = nullptr;
-  int loads = 0;  // of the binary, when `kernel` was looked up
+  int loads = 0;                          // of the binary, when `kernel` was looked up
   int64_t max_dynamic_shared_bytes = -1;  // -1: what is left of 48 KiB
 };
 
