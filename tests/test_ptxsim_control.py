@@ -187,8 +187,8 @@ def test_blocks_wait_for_a_later_block(sim: Simulator) -> None:
         ("wgmma.fence.sync.aligned;", "wgmma"),
         ("bar.arrive 1, 64;", "bar"),
         (
-            "mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16 "
-            "{%t0, %t1}, {%t2, %t3, %t4, %t5}, {%t6, %t7}, {%t8, %t9};",
+            "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+            "{%f0, %f1, %f2, %f3}, {%t2, %t3, %t4, %t5}, {%t6, %t7}, {%f0, %f1, %f2, %f3};",
             "mma",
         ),
         ("tex.1d.v4.f32.f32 {%f0, %f1, %f2, %f3}, [%l0, {%f4}];", "tex"),

@@ -249,6 +249,24 @@ def test_mma_of_small_integers_is_exact(sim: Simulator, kind: str) -> None:
     assert_bits(got, fragment_c(a @ b + c).astype(np.float32), f"mma {kind}")
 
 
+def test_mma_with_half_accumulators(sim: Simulator) -> None:
+    rng = np.random.default_rng(0)
+    a, b, c = (rng.integers(-4, 5, shape) for shape in ((16, 16), (16, 8), (16, 8)))
+
+    def patterns(values: Array) -> Array:
+        return values.astype(np.float16).view(np.uint16)
+
+    body = """
+        mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16
+            {%d0, %d1}, {%a0, %a1, %a2, %a3}, {%b0, %b1}, {%c0, %c1};
+    """
+    packed = pack(fragment_c(patterns(c)).reshape(32, 2, 2))
+    inputs = [fragment_a16(patterns(a), 16), fragment_b16(patterns(b), 16), packed]
+    got = lanes(sim, body, inputs, (np.uint32, 2))
+    want = pack(fragment_c(patterns(a @ b + c)).reshape(32, 2, 2))
+    assert_bits(got, want, "mma with f16 accumulators")
+
+
 @pytest.mark.parametrize("a_kind", ["s8", "u8"])
 @pytest.mark.parametrize("b_kind", ["s8", "u8"])
 def test_mma_of_bytes(sim: Simulator, a_kind: str, b_kind: str) -> None:

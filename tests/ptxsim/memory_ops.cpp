@@ -21,9 +21,11 @@ void load(Warp& w, const Instr& in, uint32_t mask) {
     const Access& a = parts[p];
     reached |= a.mask;
     uint32_t dead = a.mask;
+    const bool shared = a.space == Space::kShared;
+    const uint32_t flying = shared ? check_in_flight(w, in, a, Use::kLoad) : 0;
     for (int i = 0; i < kCount; ++i) {
       const int at = i * static_cast<int>(sizeof(T));
-      const uint32_t undef = undefined_lanes(w, a, at, sizeof(T));
+      const uint32_t undef = undefined_lanes(w, a, at, sizeof(T)) & ~flying;
       dead &= undef;
       R* d = reinterpret_cast<R*>(w.files[0] + in.ops[i].offset);
       for (uint32_t m = a.mask; m != 0; m &= m - 1) {
@@ -34,7 +36,7 @@ void load(Warp& w, const Instr& in, uint32_t mask) {
       }
       set_undef(w, in.ops[i], a.mask, undef);
     }
-    if (a.space == Space::kShared) check_shared(w, in, a, Use::kLoad, in.d != 0, dead);
+    if (shared) check_races(w, in, a, Use::kLoad, in.d != 0, dead);
   }
   const uint32_t wild = mask & ~reached;  // reported: reads zeros
   if (wild != 0) {
@@ -53,7 +55,10 @@ void store(Warp& w, const Instr& in, uint32_t mask) {
   for (int p = 0; p < n; ++p) {
     const Access& a = parts[p];
     if (a.space == Space::kParam) continue;
-    if (a.space == Space::kShared) check_shared(w, in, a, Use::kStore, in.d != 0, 0);
+    if (a.space == Space::kShared) {
+      check_in_flight(w, in, a, Use::kStore);
+      check_races(w, in, a, Use::kStore, in.d != 0, 0);
+    }
     for (int i = 0; i < kCount; ++i) {
       const int at = i * static_cast<int>(sizeof(T));
       const Operand& o = in.ops[1 + i];
@@ -137,7 +142,10 @@ void atomic(Warp& w, const Instr& in, uint32_t mask) {
     if (undef != 0 && kRed) {
       w.report(in, __builtin_ctz(undef), "uninitialised", "an atomic updates undefined memory");
     }
-    if (a.space == Space::kShared) check_shared(w, in, a, Use::kAtomic, true, 0);
+    if (a.space == Space::kShared) {
+      check_in_flight(w, in, a, Use::kAtomic);
+      check_races(w, in, a, Use::kAtomic, true, 0);
+    }
     for (uint32_t m = a.mask; m != 0; m &= m - 1) {
       const int l = __builtin_ctz(m);
       T value;
@@ -176,7 +184,10 @@ void atomic_pair(Warp& w, const Instr& in, uint32_t mask) {
   std::memcpy(b, data<uint32_t>(w, second), sizeof(b));
   for (int p = 0; p < n; ++p) {
     const Access& a = parts[p];
-    if (a.space == Space::kShared) check_shared(w, in, a, Use::kAtomic, true, 0);
+    if (a.space == Space::kShared) {
+      check_in_flight(w, in, a, Use::kAtomic);
+      check_races(w, in, a, Use::kAtomic, true, 0);
+    }
     for (uint32_t m = a.mask; m != 0; m &= m - 1) {
       const int l = __builtin_ctz(m);
       std::memcpy(&old[l], a.at(l), 4);
@@ -260,6 +271,7 @@ void copy_async(Warp& w, const Instr& in, uint32_t mask) {
                    ", the target of another cp.async that was not waited for");
     }
     for (int i = 0; i < bytes; ++i) ++s.in_flight[copy.address + static_cast<uint32_t>(i)];
+    s.flying += bytes;
     w.open.push_back(copy);
   }
 }
@@ -292,8 +304,9 @@ void ldmatrix(Warp& w, const Instr& in, uint32_t) {
       continue;
     }
     uint32_t dead = a.mask;
+    const uint32_t flying = check_in_flight(w, in, a, Use::kLoad);
     for (int piece = 0; piece < 4; ++piece) {  // four bytes of each row: two columns
-      const uint32_t bad = undefined_lanes(w, a, 4 * piece, 4);
+      const uint32_t bad = undefined_lanes(w, a, 4 * piece, 4) & ~flying;
       dead &= bad;
       for (uint32_t m = a.mask; m != 0; m &= m - 1) {
         const int lane = __builtin_ctz(m);
@@ -309,7 +322,7 @@ void ldmatrix(Warp& w, const Instr& in, uint32_t) {
         }
       }
     }
-    check_shared(w, in, a, Use::kLoad, false, dead);
+    check_races(w, in, a, Use::kLoad, false, dead);
   }
   for (int i = 0; i < count; ++i) {
     std::memcpy(data<uint32_t>(w, in.ops[i]), out[i], sizeof(out[i]));
@@ -380,6 +393,7 @@ void land_copies(Warp& w, const Instr& in, size_t keep) {
     for (const Copy& copy : w.committed.front()) {
       const size_t at = copy.address, n = copy.bytes;
       for (size_t i = 0; i < n; ++i) --s.in_flight[at + i];
+      s.flying -= copy.bytes;
       std::memcpy(s.bytes.data() + at, copy.data, n);
       std::memset(s.defined.data() + at, copy.defined ? 1 : 0, n);
       if (w.launch->config->checks) note_shared(w, in, copy.lane, at, copy.bytes, true, false);
