@@ -238,7 +238,7 @@ def test_score_is_far_above_the_blind_baselines(
     elif name == "tiny-llava":
         for source in ("scenes", "easy-vqa"):
             best = max(got[f"{source} majority"], got[f"{source} question_only"])
-            assert got[f"{source} accuracy"] > best + 0.1
+            assert got[f"{source} accuracy"] > best + (0.4 if source == "scenes" else 0.2)
     else:
         assert min(got["matching text_r1"], got["matching image_r1"]) > 15 * got["chance"]
 
