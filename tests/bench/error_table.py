@@ -7,9 +7,10 @@ One row per op, implementation and awkward shape: the worst of all widths, or wi
 width of packed_gemm. "cuda" are the CUDA kernels on the PTX interpreter, where both are built
 (activations of float16). For packed_gemm `rounding` is the share of the rounding bound around the
 same computation in float64, `total` the share of the whole bound around the exact product (in int8
-mode that includes the quantization of activations). Ops that must agree with the reference bit by bit (packing, repacking, gptq_block,
-grid_search by min and max) count differing numbers instead, in both columns. Exits with 1 if a
-share exceeds 1 or a number differs. The last line is the table as one JSON document.
+mode that includes the quantization of activations). Ops that must agree with the reference bit by
+bit (packing, repacking, gptq_block, grid_search by min and max) count differing numbers instead, in
+both columns. Exits with 1 if a share exceeds 1 or a number differs. The last line is the table as
+one JSON document.
 """
 
 from __future__ import annotations
