@@ -53,7 +53,7 @@ def codes_of(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def predictions_of(folder: Path) -> list[Any]:
-    """Texts; of a retrieval query, whose prediction are similarities, which positives were found."""
+    """Texts; of a retrieval query, whose prediction is numbers, what it scored."""
     rows = [
         json.loads(line)
         for path in sorted(folder.glob("*.jsonl"))
