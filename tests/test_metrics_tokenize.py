@@ -42,6 +42,12 @@ EXAMPLES = {
     ".": "",
     "": "",
     "'STOP'.": "stop",
+    "a<b>c </s><unk> 2 < 3": "a <b> c </s> <unk> 2 < 3",
+    "x\x01y\x1b[0m \x7f \u200b\u202etab\there": "x y -lsb- 0m tab here",
+    "day \u2013 night\u2014dawn \u00absoft\u00ad\u00bb": "day night dawn soft",
+    "20\u00b0 \u00a92024 i\u2665ny \U0001f600 \ue000": "20 \u00b0 \u00a9 2024 i \u2665 ny",
+    "a\\b|c^d~e": "a \\ b | c ^ d ~ e",
+    "lemme gimme": "lem me gim me",
 }
 
 CAPTIONS = """
@@ -91,6 +97,8 @@ def test_garbage_never_raises() -> None:
         tokens = tokenize_py(text)
         assert all(token and len(token.split()) == 1 for token in tokens)
     assert len(tokenize_py("\u00e9" * 10_000)) == 1
+    assert tokenize_py("a\ud800b \udfff") == ("a", "b")
+    assert len(tokenize_py("\u2028 x" * 10_000)) == 10_000
 
 
 def test_simple_and_names() -> None:

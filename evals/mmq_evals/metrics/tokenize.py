@@ -10,7 +10,9 @@ already tokenized, tokens separated by single spaces.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable
+from functools import lru_cache
 
 from mmq_evals.errors import EvalError
 
@@ -24,12 +26,18 @@ _LINE_BREAKS = re.compile("[\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029\x00]")
 _PLAIN = re.compile(r"[a-z0-9 ]*\.?\s*\Z")
 
 _SINGLE_QUOTES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201a": "'", "\u201b": "'"})
-_TO_SPACE = re.compile('["`;!?\u201c\u201d\u201e\u201f\u2026\ufffd]|\\.{2,}|-{2,}')
+_TO_SPACE = re.compile('["`;!?\\x00-\\x1f\\x7f\u201c\u201d\u201e\u201f\u2026\ufffd]|\\.{2,}|-{2,}')
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 _BRACKET = re.compile(r"[()\[\]{}]")
 _BRACKET_NAMES = frozenset(_BRACKETS.values())
 _COMMA_COLON = re.compile(r"(?<!\d)[,:]|[,:](?!\d)")
-_SYMBOL = re.compile(r"([%#$@&*=+])")
+# A markup tag, such as a stray <unk> or </s>, is one token.
+_SYMBOL = re.compile(r"(</?[a-z]\w*>|[%#$@&*=+<>\\^|~])")
+# Unicode categories whose characters the reference tokenizer drops (control, format, private,
+# unassigned, lone surrogates; dashes and angle quotes become tokens that are dropped later), and
+# those that it makes tokens of their own. Measured over all 63,488 characters below U+10000.
+_DROPPED = frozenset(("Cc", "Cf", "Co", "Cn", "Cs", "Pd", "Pi", "Pf"))
+_ALONE = frozenset(("So", "Sm"))
 _LETTERS_WITH_PERIODS = re.compile(r"(?:[^\W\d_]\.)+\Z")
 _ABBREVIATIONS = frozenset("mr. mrs. ms. dr. st. jr. sr. vs. co. inc. ltd. etc. no. ft.".split())  # noqa: SIM905
 _SPLIT_WORDS = {
@@ -37,6 +45,8 @@ _SPLIT_WORDS = {
     "gonna": ("gon", "na"),
     "wanna": ("wan", "na"),
     "gotta": ("got", "ta"),
+    "gimme": ("gim", "me"),
+    "lemme": ("lem", "me"),
     "'tis": ("'t", "is"),
     "'twas": ("'t", "was"),
 }
@@ -53,7 +63,7 @@ def tokenize_py(text: str) -> Tokens:
     """Tokenize one caption as the Penn Treebank tokenizer of the COCO evaluation does.
 
     Agrees with it on the token sequence of 99.9 % of COCO reference captions. Never raises on any
-    string; an empty caption has no tokens.
+    string, lone surrogates included; an empty caption has no tokens.
     """
     text = sanitize(text).lower()
     if _PLAIN.match(text):
@@ -62,7 +72,8 @@ def tokenize_py(text: str) -> Tokens:
             words[-1] = words[-1][:-1]
         if _SPLIT_WORDS.keys().isdisjoint(words):
             return tuple(word for word in words if word)
-    text = text.translate(_SINGLE_QUOTES)
+    if not text.isascii():
+        text = "".join(map(_foreign, text.translate(_SINGLE_QUOTES)))
     text = _TO_SPACE.sub(" ", text)
     text = _BRACKET.sub(lambda match: f" {_BRACKETS[match.group()]} ", text)
     text = _COMMA_COLON.sub(" ", text)
@@ -74,6 +85,20 @@ def tokenize_py(text: str) -> Tokens:
         else:
             tokens.extend(_split_word(word))
     return tuple(tokens)
+
+
+@lru_cache(maxsize=4096)
+def _foreign(character: str) -> str:
+    """What becomes of one character that may lie outside ASCII."""
+    if character.isascii():
+        return character
+    if character == "\u00ad":  # A soft hyphen joins what it stands between.
+        return ""
+    category = unicodedata.category(character)
+    # Java reads a character above U+FFFF as two halves and drops both.
+    if character > "\uffff" or category in _DROPPED:
+        return " "
+    return f" {character} " if category in _ALONE else character
 
 
 def _keeps_period(word: str) -> bool:
