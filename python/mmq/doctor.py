@@ -17,7 +17,7 @@ import mmq_ext
 
 EXTRAS = {
     "easy_vqa": "the easy-vqa task (mmq[tiny])",
-    "pycocoevalcap": "METEOR and SPICE, golden tests of the caption metrics",
+    "pycocoevalcap": "METEOR, SPICE and the tokenizer ptb (mmq[java])",
     "pytest_benchmark": "kernel benchmarks (mmq[bench])",
 }
 

@@ -12,6 +12,7 @@ from mmq_evals.metrics.caption import (
     rouge_l,
 )
 from mmq_evals.metrics.gqa import gqa_accuracy
+from mmq_evals.metrics.java import meteor, spice
 from mmq_evals.metrics.retrieval import RecallScores, best_rank, chance_recall, recall_at_k
 from mmq_evals.metrics.tokenize import get_tokenizer, sanitize, tokenize_py
 from mmq_evals.metrics.vqa import exact_match, vqa_accuracy
@@ -30,9 +31,11 @@ __all__ = [
     "exact_match",
     "get_tokenizer",
     "gqa_accuracy",
+    "meteor",
     "recall_at_k",
     "rouge_l",
     "sanitize",
+    "spice",
     "tokenize_py",
     "vqa_accuracy",
 ]

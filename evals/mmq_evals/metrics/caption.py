@@ -14,32 +14,33 @@ import json
 import math
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from mmq_evals.errors import EvalError
-from mmq_evals.metrics.tokenize import Tokens, get_tokenizer
+from mmq_evals.metrics.inputs import (
+    Hypotheses,
+    References,
+    tokenize_pairs,
+    tokenize_references,
+)
+from mmq_evals.metrics.tokenize import Tokens
 
-References = Mapping[str, Sequence[str]] | Sequence[Sequence[str]]
-Hypotheses = Mapping[str, str] | Sequence[str]
 FloatArray = npt.NDArray[np.float64]
 
 MAX_ORDER = 4
 _CIDER_SIGMA = 6.0
 _ROUGE_BETA = 1.2
 
-T = TypeVar("T")
-
 
 @dataclass(frozen=True)
 class CaptionScores:
-    """A metric whose corpus value is the mean of its values per image."""
+    """A metric's value per image, and of the corpus: their mean, but for METEOR its aggregate."""
 
     corpus: float
     per_image: dict[str, float]
@@ -118,9 +119,7 @@ class DocumentFrequency:
 
 def document_frequency(references: References, *, tokenizer: str = "py") -> DocumentFrequency:
     """Count the images whose reference set contains each n-gram of order 1..4."""
-    return _document_frequency(
-        list(_tokenize_references(references, tokenizer).values()), tokenizer
-    )
+    return _document_frequency(list(tokenize_references(references, tokenizer).values()), tokenizer)
 
 
 def cider(
@@ -139,7 +138,7 @@ def cider(
     Raises:
         EvalError: ids differ, an image has no reference, or the table is of another tokenizer.
     """
-    refs, hyps = _tokenize(references, hypotheses, tokenizer)
+    refs, hyps = tokenize_pairs(references, hypotheses, tokenizer)
     table = _resolve_df(df, refs, tokenizer)
     if table.n_images == 1:
         warnings.warn(
@@ -165,7 +164,7 @@ def bleu(references: References, hypotheses: Hypotheses, *, tokenizer: str = "py
     Raises:
         EvalError: ids differ or an image has no reference.
     """
-    refs, hyps = _tokenize(references, hypotheses, tokenizer)
+    refs, hyps = tokenize_pairs(references, hypotheses, tokenizer)
     statistics = np.array(
         [_bleu_statistics(refs[image_id], hypothesis) for image_id, hypothesis in hyps.items()],
         dtype=np.float64,
@@ -193,56 +192,14 @@ def rouge_l(
     Raises:
         EvalError: ids differ or an image has no reference.
     """
-    refs, hyps = _tokenize(references, hypotheses, tokenizer)
+    refs, hyps = tokenize_pairs(references, hypotheses, tokenizer)
     per_image = {
         image_id: _rouge_l(refs[image_id], hypothesis) for image_id, hypothesis in hyps.items()
     }
     return CaptionScores(_mean(per_image), per_image)
 
 
-# ---- input ---------------------------------------------------------------------------------------
-
-
-def _tokenize(
-    references: References, hypotheses: Hypotheses, tokenizer: str
-) -> tuple[dict[str, list[Tokens]], dict[str, Tokens]]:
-    tokenize = get_tokenizer(tokenizer)
-    if isinstance(hypotheses, str):
-        raise EvalError("hypotheses: expected a mapping or a list of captions, got one string")
-    named = _named(hypotheses)
-    if not named:
-        raise EvalError("captions: expected at least one image, got none")
-    hyps: dict[str, Tokens] = {}
-    for image_id, text in named.items():
-        if not isinstance(text, str):
-            raise EvalError(
-                f"image {image_id!r}: expected one hypothesis string, got {type(text).__name__}"
-            )
-        hyps[image_id] = tokenize(text)
-    refs = _tokenize_references(references, tokenizer)
-    if refs.keys() != hyps.keys():
-        odd = sorted(refs.keys() ^ hyps.keys())
-        raise EvalError(
-            f"captions: expected equal ids, got {len(refs)} with references and {len(hyps)} with "
-            f"hypotheses; in one only: {odd[:5]}"
-        )
-    return refs, hyps
-
-
-def _tokenize_references(references: References, tokenizer: str) -> dict[str, list[Tokens]]:
-    tokenize = get_tokenizer(tokenizer)
-    result: dict[str, list[Tokens]] = {}
-    for image_id, texts in _named(references).items():
-        if isinstance(texts, str) or len(texts) == 0:
-            raise EvalError(f"image {image_id!r}: expected a list of references, got {texts!r}")
-        result[image_id] = [tokenize(text) for text in texts]
-    return result
-
-
-def _named(values: Mapping[str, T] | Sequence[T]) -> Mapping[str, T]:
-    if isinstance(values, Mapping):
-        return values
-    return {str(index): value for index, value in enumerate(values)}
+# ---- document frequencies ------------------------------------------------------------------------
 
 
 def _resolve_df(

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Caption tokenizers that need no Java.
+"""Caption tokenizers by name; all but ``ptb`` need no Java.
 
 ``py`` follows the Penn Treebank tokenizer of Stanford CoreNLP 3.4.1 with the options and the
 dropped punctuation of the COCO caption evaluation (lower-cased, so that bracket names survive).
 ``simple`` only lower-cases and blanks punctuation; it is a cross-check. ``none`` takes text that is
-already tokenized, tokens separated by single spaces.
+already tokenized, tokens separated by single spaces. ``ptb`` is the Java tokenizer itself, for
+exact published numbers; see `mmq_evals.metrics.java`.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 from mmq_evals.errors import EvalError
@@ -139,14 +140,30 @@ _TOKENIZERS: dict[str, Tokenizer] = {
     "simple": tokenize_simple,
     "none": tokenize_none,
 }
+TOKENIZERS = (*_TOKENIZERS, "ptb")
 
 
 def get_tokenizer(name: str) -> Tokenizer:
-    """The tokenizer called ``name``: ``py``, ``simple`` or ``none``.
+    """The tokenizer called ``name``: one of `TOKENIZERS`. ``ptb`` starts Java at every call.
 
     Raises:
         EvalError: for any other name.
     """
+    if name == "ptb":
+        return lambda text: tokenize_all([text], name)[0]
     if name not in _TOKENIZERS:
-        raise EvalError(f"tokenizer: expected one of {sorted(_TOKENIZERS)}, got {name!r}")
+        raise EvalError(f"tokenizer: expected one of {sorted(TOKENIZERS)}, got {name!r}")
     return _TOKENIZERS[name]
+
+
+def tokenize_all(texts: Sequence[str], name: str) -> list[Tokens]:
+    """Tokens of every text, in order, with the tokenizer called ``name``.
+
+    Raises:
+        EvalError: an unknown name; for ``ptb``, Java or pycocoevalcap is missing.
+    """
+    if name == "ptb":
+        from mmq_evals.metrics.java import tokenize_ptb
+
+        return tokenize_ptb(texts)
+    return list(map(get_tokenizer(name), texts))
