@@ -139,6 +139,26 @@ def test_sub_sample_keeps_its_scores_under_the_table_of_the_full_split(tmp_path:
         cider(refs, hyps, df=table)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "is not a document frequency table"),
+        ('{"format": "mmq-document-frequency", "version": 2}', "expected version 1, got 2"),
+        ('{"format": "mmq-document-frequency", "version": 1}', "is out of form: KeyError"),
+        (
+            '{"format": "mmq-document-frequency", "version": 1, "tokenizer": "py", "n_images": 2,'
+            ' "counts": {"a": 3}}',
+            "a count exceeds 2 images",
+        ),
+    ],
+)
+def test_broken_tables_are_refused(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "df.json").write_text(text)
+    with pytest.raises(EvalError, match=message):
+        DocumentFrequency.load(tmp_path / "df.json")
+
+
 def test_one_document_warns() -> None:
     with pytest.warns(UserWarning, match="one image is 0 by definition"):
         assert cider({"x": ["a cat"]}, {"x": "a cat"}).corpus == 0.0
@@ -150,6 +170,20 @@ def test_line_separators_do_not_shift_captions() -> None:
     for separator in ("\n", "\r", "\x0b", "\x0c", "\x85", "\u2028", "\u2029"):
         dirty = {i: text.replace(" ", separator) for i, text in hyps.items()}
         assert cider(refs, dirty) == clean
+
+
+def test_garbage_neither_shifts_nor_crashes() -> None:
+    garbage = ["", "\ufffd", "\ud800", "\x00\x01\x1b", "\u2028\u2029", "x" * 10_000, "dog " * 2500]
+    refs = {str(n): ["a dog on the mat", "two dogs"] for n in range(len(garbage) + 2)}
+    refs["other"] = ["a red kite"]
+    hyps = dict(zip(refs, ["a dog", *garbage, "a dog", "kite"], strict=True))
+    for metric in (cider, rouge_l, bleu):
+        scores = metric(refs, hyps).per_image
+        assert list(scores) == list(refs)
+        assert scores["0"] == scores[str(len(garbage) + 1)]
+        for n in range(1, 7):
+            assert np.max(scores[str(n)]) < 1e-6
+        assert np.isfinite(list(scores.values())).all()
 
 
 def test_copies_of_references_are_the_ceiling_and_shuffled_ones_are_not() -> None:

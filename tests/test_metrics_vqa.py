@@ -19,14 +19,29 @@ def test_closed_form(protocol: str) -> None:
     assert vqa_accuracy("yes", ["yes", "yes", "no"], protocol) == pytest.approx((2 / 3 + 2 / 3) / 3)
 
 
-# prediction, answers, score under official-2021, official-2017, always, m4c
+# prediction, answers, score under official-2021, official-2017, always, m4c, vlmevalkit. The first
+# six are measured, the others follow from the rules by hand.
 CASES = [
-    ("Black.", ["black"] * 10, (0, 1, 1, 1)),
-    ("two", ["2"] * 10, (0, 1, 1, 1)),
-    ("two", ["2"] * 9 + ["3"], (1, 1, 1, 1)),
-    ("the cat", ["the cat"] * 9 + ["cat"], (1, 0.3, 1, 1)),
-    ("the cat", ["the cat"] * 10, (1, 0, 1, 1)),
-    ("don't know", ["dont know"] * 5 + ["a", "b", "c", "d", "e"], (1, 0, 1, 1)),
+    ("Black.", ["black"] * 10, (0, 1, 1, 1, 1)),
+    ("two", ["2"] * 10, (0, 1, 1, 1, 1)),
+    ("two", ["2"] * 9 + ["3"], (1, 1, 1, 1, 1)),
+    ("the cat", ["the cat"] * 9 + ["cat"], (1, 0.3, 1, 1, 1)),
+    ("the cat", ["the cat"] * 10, (1, 0, 1, 1, 1)),
+    ("don't know", ["dont know"] * 5 + ["a", "b", "c", "d", "e"], (1, 0, 1, 1, 1)),
+    # Equal references: clean alone, for 2021 on both sides; 2017 prepares the prediction.
+    (" red\n", ["red"] * 10, (1, 1, 1, 1, 1)),
+    ("red\tcar", ["red car"] * 10, (1, 1, 1, 1, 1)),
+    ("t-shirt", ["t-shirt"] * 10, (1, 0, 1, 1, 1)),
+    # One comma between digits: marks are deleted, "12 ab"; m4c blanks the hyphen, "12 b".
+    ("1,2 a-b", ["12 ab"] * 10, (0, 1, 1, 0, 1)),
+    ("1,2 a-b", ["12 b"] * 10, (0, 0, 0, 1, 0)),
+    # A period after a digit goes, but for vlmevalkit; between letters it always goes.
+    ("5.", ["5"] * 9 + ["6"], (1, 1, 1, 1, 0)),
+    ("a.b", ["ab"] * 9 + ["b"], (1, 1, 1, 1, 1)),
+    # A clitic is cut off by m4c on both sides, so that only the others tell the words apart.
+    ("dog's", ["dog 's"] * 9 + ["cat"], (0, 0, 0, 1, 0)),
+    # An article is dropped from references by all but 2017; "a" alone is then empty.
+    ("a", ["the"] * 9 + ["dog"], (1, 0, 1, 1, 1)),
 ]
 
 
@@ -34,9 +49,14 @@ CASES = [
 def test_measured_disagreements(
     prediction: str, answers: list[str], expected: tuple[float, ...]
 ) -> None:
-    protocols = ("official-2021", "official-2017", "always", "m4c")
-    scores = [vqa_accuracy(prediction, answers, protocol) for protocol in protocols]
+    assert vqa.PROTOCOLS == ("official-2021", "official-2017", "always", "m4c", "vlmevalkit")
+    scores = [vqa_accuracy(prediction, answers, protocol) for protocol in vqa.PROTOCOLS]
     assert scores == pytest.approx(list(expected))
+
+
+def test_every_two_protocols_differ_on_a_case() -> None:
+    columns = list(zip(*(case[2] for case in CASES), strict=True))
+    assert len(set(columns)) == 5
 
 
 def test_contraction_table() -> None:
@@ -92,6 +112,10 @@ def test_vqa_refuses_bad_input() -> None:
         vqa_accuracy("yes", "yes")
     with pytest.raises(EvalError, match=r"expected one of .* got 'lavis'"):
         vqa_accuracy("yes", ["yes", "no"], "lavis")
+    with pytest.raises(EvalError, match=r"answers to be strings, got 5"):
+        vqa_accuracy("yes", ["yes", 5])  # type: ignore[list-item]
+    with pytest.raises(EvalError, match=r"answers to be strings, got None"):
+        gqa_accuracy(None, "yes")  # type: ignore[arg-type]
 
 
 # prediction, gold, score under official, llava, lavis, lmms-eval, vlmevalkit

@@ -102,7 +102,7 @@ class DocumentFrequency:
             data = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise EvalError(f"document frequencies: no file {path}") from None
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise EvalError(f"document frequencies: {path} is not JSON: {error}") from None
         if not isinstance(data, dict) or data.get("format") != "mmq-document-frequency":
             raise EvalError(f"document frequencies: {path} is not a document frequency table")
@@ -110,11 +110,14 @@ class DocumentFrequency:
             raise EvalError(
                 f"document frequencies: {path}: expected version 1, got {data.get('version')}"
             )
-        counts = {tuple(ngram.split(" ")): int(n) for ngram, n in data["counts"].items()}
-        n_images = int(data["n_images"])
+        try:
+            counts = {tuple(ngram.split(" ")): int(n) for ngram, n in data["counts"].items()}
+            n_images, tokenizer = int(data["n_images"]), str(data["tokenizer"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise EvalError(f"document frequencies: {path} is out of form: {error!r}") from None
         if n_images < 1 or max(counts.values(), default=0) > n_images:
             raise EvalError(f"document frequencies: {path}: a count exceeds {n_images} images")
-        return DocumentFrequency(n_images, counts, data["tokenizer"])
+        return DocumentFrequency(n_images, counts, tokenizer)
 
 
 def document_frequency(references: References, *, tokenizer: str = "py") -> DocumentFrequency:

@@ -16,9 +16,17 @@ _DELETE_PUNCTUATION = str.maketrans("", "", string.punctuation)
 def gqa_accuracy(prediction: str, answer: str, protocol: str = "official") -> float:
     """1.0 if the prediction equals the gold answer under ``protocol``, else 0.0.
 
+    Args:
+        prediction: raw model output.
+        answer: the one gold answer.
+        protocol: one of `PROTOCOLS`.
+
     Raises:
-        EvalError: unknown protocol.
+        EvalError: unknown protocol, or an answer that is not a string.
     """
+    for text in (prediction, answer):
+        if not isinstance(text, str):
+            raise EvalError(f"GQA: expected answers to be strings, got {text!r}")
     if protocol == "official":
         equal = prediction == answer
     elif protocol == "llava":

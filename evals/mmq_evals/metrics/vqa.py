@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 from mmq_evals.errors import EvalError
 
@@ -80,6 +81,7 @@ def clean(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
+@lru_cache(maxsize=1 << 16)
 def strip_punctuation(text: str, period: re.Pattern[str] = _PERIOD_BEFORE_NO_DIGIT) -> str:
     """Delete or blank the 21 marks, then delete periods that ``period`` matches, at most 32.
 
@@ -94,6 +96,7 @@ def strip_punctuation(text: str, period: re.Pattern[str] = _PERIOD_BEFORE_NO_DIG
     return period.sub("", result, count=_MAX_PERIODS)
 
 
+@lru_cache(maxsize=1 << 16)
 def normalize_words(text: str) -> str:
     """Lower-case, number words to digits, drop articles, repair contractions, single spaces."""
     words = (_NUMBERS.get(word, word) for word in text.lower().split())
@@ -152,6 +155,9 @@ def exact_match(prediction: str, answer: str, protocol: str = "always") -> float
 
 
 def _normalize(prediction: str, answers: Sequence[str], protocol: str) -> tuple[str, list[str]]:
+    for text in (prediction, *answers):
+        if not isinstance(text, str):
+            raise EvalError(f"VQA: expected answers to be strings, got {text!r}")
     if protocol == "official-2021":
         prediction, references = clean(prediction), [clean(answer) for answer in answers]
         if len(set(references)) > 1:
