@@ -162,6 +162,12 @@ def _demo(args: argparse.Namespace) -> None:
     print(f"report: {report.path} ({time.monotonic() - started:.0f} s)")
 
 
+def _score(args: argparse.Namespace) -> None:
+    from mmq_evals.commands import run_score
+
+    print(run_score(args))
+
+
 def _doctor(args: argparse.Namespace) -> None:
     from mmq.doctor import diagnose, format_diagnosis
 
@@ -224,6 +230,11 @@ def _parser() -> argparse.ArgumentParser:
     demo = command("demo", _demo, "Quantize and evaluate the built-in tiny models; print a table.")
     demo.add_argument("--out", default="out/demo", help="where the report is written")
     demo.add_argument("--limit", type=int, help="evaluate the first N items of each task only")
+
+    from mmq_evals.commands import add_score_arguments
+
+    text = "Score predictions from files, or those of an evaluation anew, without a model."
+    add_score_arguments(command("score", _score, text))
 
     doctor = command("doctor", _doctor, "Say which kernels, instruction sets and extras are here.")
     doctor.add_argument("--json", action="store_true", help="print JSON")
