@@ -100,6 +100,59 @@ def test_holm_and_detectable_difference() -> None:
     assert stats.minimum_detectable_difference(0.25, 1000) == pytest.approx(0.0221, abs=1e-4)
 
 
+def test_detectable_difference_is_detected_four_times_in_five() -> None:
+    rng = np.random.default_rng(4)
+    n, sd = 80, 0.7
+    size = stats.minimum_detectable_difference(sd, n)
+    found = 0
+    for trial in range(200):
+        base = rng.standard_normal(n)
+        other = named(base + size + sd * rng.standard_normal(n))
+        found += (
+            stats.paired_difference(other, named(base), seed=trial, resamples=400).p_value < 0.05
+        )
+    assert 140 <= found <= 178
+
+
+def test_detectable_difference_from_a_pilot() -> None:
+    rng = np.random.default_rng(5)
+    a, b = named(rng.standard_normal(4000)), named(rng.standard_normal(4000))
+    expected = stats.minimum_detectable_difference(math.sqrt(2), 1000)
+    assert stats.detectable_from_pilot(a, b, samples=1000) == pytest.approx(expected, rel=0.05)
+    # Four equal questions an image: as much information as one.
+    values = named(np.repeat(rng.standard_normal(500), 4))
+    zero = dict.fromkeys(values, 0.0)
+    clusters = {key: str(int(key[1:]) // 4) for key in values}
+    free, tied = (stats.detectable_from_pilot(values, zero, c) for c in (None, clusters))
+    assert tied / free == pytest.approx(2.0, rel=0.05)
+    assert stats.detectable_line("cider", 1000).startswith(
+        "cider: 1000 samples show differences of 2.21"
+    )
+    assert "of 0.56 " in stats.detectable_line("accuracy_always", 10_000)
+    with pytest.raises(EvalError, match="expected at least 2 images, got 1"):
+        stats.detectable_from_pilot({"x": 1.0}, {"x": 0.0})
+    for sd, n in ((math.nan, 5), (-1.0, 5), (1.0, 0)):
+        with pytest.raises(EvalError, match="expected samples >= 1 and a finite deviation >= 0"):
+            stats.minimum_detectable_difference(sd, n)
+
+
+def test_paired_statistic_of_sums() -> None:
+    rng = np.random.default_rng(6)
+    a, b = rng.standard_normal(60) + 0.4, rng.standard_normal(60)
+    ones = {key: (value, 1.0) for key, value in named(a).items()}
+    other = {key: (value, 1.0) for key, value in named(b).items()}
+    plain = stats.paired_difference(named(a), named(b))
+    # A mean is a function of sums, too: the same resamples and nearly the same test.
+    mean = stats.paired_statistic(ones, other, lambda s: s[:, 0] / s[:, 1])
+    assert (mean.value, mean.low, mean.high, mean.p_value) == pytest.approx(
+        (plain.value, plain.low, plain.high, plain.p_value), abs=1e-9
+    )
+    same = stats.paired_statistic(ones, ones, lambda s: s[:, 0] / s[:, 1])
+    assert (same.value, same.p_value) == (0.0, 1.0)
+    with pytest.raises(EvalError, match="equal ids"):
+        stats.paired_statistic(ones, {}, lambda s: s[:, 0])
+
+
 def test_bad_input() -> None:
     with pytest.raises(EvalError, match=r"equal ids, got 2 and 1; in one only: \['y'\]"):
         stats.paired_difference({"x": 1.0, "y": 1.0}, {"x": 1.0})

@@ -21,6 +21,12 @@ FloatArray = npt.NDArray[np.float64]
 
 RESAMPLES = 10_000
 LEVEL = 0.95
+# 1.96 + 0.84: the normal quantiles of a two-sided level of 5 % and of a power of 80 %.
+POWER_FACTOR = 2.8
+# Deviations of paired scores of one sample, by metric, under slight and heavy damage. Measured for
+# CIDEr, with 81 % and 17 % identical captions on COCO. Scores in [0, 1] of which a share f changes
+# by at most 1 have at most sqrt(f): 4 % and 25 % changed.
+PILOT_DEVIATIONS = {"cider": (0.25, 0.64), "accuracy": (0.2, 0.5)}
 # Elements of a block of resampling weights: 32 MB of float64.
 _BLOCK_ELEMENTS = 4_000_000
 
@@ -113,12 +119,7 @@ def paired_difference(
     Raises:
         EvalError: the ids differ, or as `bootstrap_mean`.
     """
-    if a.keys() != b.keys():
-        odd = sorted(a.keys() ^ b.keys())
-        raise EvalError(
-            f"paired difference: expected equal ids, got {len(a)} and {len(b)}; in one only: "
-            f"{odd[:5]}"
-        )
+    _check_ids(a, b)
     sums = _cluster_sums({key: (a[key] - b[key], 1.0) for key in a}, clusters)
     low, high = _percentiles(
         np.concatenate(
@@ -155,8 +156,113 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def minimum_detectable_difference(sd_difference: float, samples: int) -> float:
-    """Difference found with 80 % power at the 5 % level: 2.8 sd / sqrt(n), sd of paired scores."""
-    return 2.8 * sd_difference / math.sqrt(samples)
+    """Difference found with 80 % power at the 5 % level: 2.8 sd / sqrt(n), sd of paired scores.
+
+    Args:
+        sd_difference: standard deviation of the difference of one sample, in the score's unit.
+        samples: independent samples of the run.
+
+    Raises:
+        EvalError: no samples, or a deviation that is negative or not finite.
+    """
+    if samples < 1 or not 0.0 <= sd_difference < math.inf:
+        raise EvalError(
+            "minimum detectable difference: expected samples >= 1 and a finite deviation >= 0, "
+            f"got {samples} and {sd_difference}"
+        )
+    return POWER_FACTOR * sd_difference / math.sqrt(samples)
+
+
+def detectable_from_pilot(
+    a: Mapping[str, float],
+    b: Mapping[str, float],
+    clusters: Mapping[str, str] | None = None,
+    *,
+    samples: int | None = None,
+) -> float:
+    """Minimum detectable difference of a run, from the paired scores of a pilot.
+
+    Samples of one image are not independent: the standard error is that of the mean over clusters.
+
+    Args:
+        samples: of the planned run; default: as many as the pilot has.
+
+    Raises:
+        EvalError: the ids differ, fewer than two clusters, or as `bootstrap_mean`.
+    """
+    _check_ids(a, b)
+    sums = _cluster_sums({key: (a[key] - b[key], 1.0) for key in a}, clusters)
+    if len(sums) < 2:
+        raise EvalError("pilot: expected at least 2 images, got 1")
+    residual = sums[:, 0] - float(_ratio(sums.sum(axis=0))) * sums[:, 1]
+    # n times the squared standard error of a ratio of cluster sums is the variance of one sample.
+    variance = float((residual**2).sum()) * len(sums) / (len(sums) - 1) / len(a)
+    return minimum_detectable_difference(
+        math.sqrt(variance), len(a) if samples is None else samples
+    )
+
+
+def detectable_line(metric: str, samples: int) -> str:
+    """One line to print before a run: the differences of ``metric`` that ``samples`` can show.
+
+    Without a pilot the deviations of `PILOT_DEVIATIONS` stand in: the smaller one for a slightly
+    damaged model, the larger one for a heavily damaged one.
+    """
+    low, high = PILOT_DEVIATIONS.get(metric.split("_")[0], PILOT_DEVIATIONS["accuracy"])
+    small, large = (minimum_detectable_difference(sd, samples) for sd in (low, high))
+    return (
+        f"{metric}: {samples} samples show differences of {100 * small:.2f} (slight damage, paired "
+        f"sd {low:g}) to {100 * large:.2f} (heavy damage, sd {high:g}), times 100, with 80 % power"
+    )
+
+
+def paired_statistic(
+    a: Mapping[str, Sequence[float]],
+    b: Mapping[str, Sequence[float]],
+    function: Callable[[FloatArray], FloatArray],
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> PairedDifference:
+    """``function`` of the sums of ``a`` minus that of ``b``, such as corpus BLEU of two runs.
+
+    Clusters are resampled jointly; under the null hypothesis a cluster's two runs may be swapped.
+
+    Args:
+        a, b: cluster id to K additive statistics.
+        function: maps summed statistics, shape (B, K), to values, shape (B,).
+
+    Raises:
+        EvalError: the ids differ, or as `bootstrap_statistic`.
+    """
+    _check_ids(a, b)
+    first, second = _cluster_sums(a, None), _cluster_sums(b, None)
+    n = len(first)
+    total, half = (first + second).sum(axis=0), (first - second) / 2.0
+    observed = float((function(first.sum(axis=0)[None]) - function(second.sum(axis=0)[None]))[0])
+    resampled = [
+        function(block @ first) - function(block @ second)
+        for block in _bootstrap_weights(n, resamples, seed)
+    ]
+    low, high = _percentiles(np.concatenate(resampled))
+    rng = np.random.default_rng(seed + 1)
+    extreme = 0
+    for size in _block_sizes(n, resamples):
+        signs = rng.integers(0, 2, (size, n), dtype=np.int8) * 2.0 - 1.0
+        shift = signs @ half
+        swapped = function(total / 2.0 + shift) - function(total / 2.0 - shift)
+        # Equal sums taken in another order may differ in the last bits; they count as ties.
+        extreme += int((np.abs(swapped) >= abs(observed) - 1e-12).sum())
+    return PairedDifference(observed, low, high, (1 + extreme) / (1 + resamples), n, n)
+
+
+def _check_ids(a: Mapping[str, object], b: Mapping[str, object]) -> None:
+    if a.keys() != b.keys():
+        odd = sorted(a.keys() ^ b.keys())
+        raise EvalError(
+            f"paired difference: expected equal ids, got {len(a)} and {len(b)}; in one only: "
+            f"{odd[:5]}"
+        )
 
 
 def _cluster_sums(
