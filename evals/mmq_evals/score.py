@@ -19,7 +19,6 @@ from mmq_evals.errors import EvalError
 from mmq_evals.metrics import gqa, vqa
 from mmq_evals.metrics.caption import (
     DocumentFrequency,
-    FloatArray,
     bleu,
     bleu_from_statistics,
     cider,
@@ -37,7 +36,7 @@ from mmq_evals.predictions import (
     read_questions,
     read_references,
 )
-from mmq_evals.stats import bootstrap_mean, bootstrap_statistic
+from mmq_evals.stats import bootstrap_mean, bootstrap_statistic, bootstrap_statistics
 
 FORMAT = "mmq-scores"
 FORMAT_VERSION = 1
@@ -124,15 +123,11 @@ def _score_bleu(
     result = bleu(references, predictions, tokenizer=tokenizer)
     rows = zip(result.per_image, result.statistics, strict=True)
     statistics = {key: row.tolist() for key, row in rows}
-    for order in range(1, 5):
-        interval = bootstrap_statistic(statistics, _bleu_of(order), seed=seed)
+    intervals = bootstrap_statistics(statistics, bleu_from_statistics, seed=seed)
+    for order, interval in enumerate(intervals, start=1):
         scores[f"bleu_{order}"] = asdict(interval)
         for key, values in result.per_image.items():
             samples[key][f"bleu_{order}"] = values[order - 1]
-
-
-def _bleu_of(order: int) -> Callable[[FloatArray], FloatArray]:
-    return lambda statistics: np.asarray(bleu_from_statistics(statistics)[:, order - 1])
 
 
 def score_vqa(

@@ -96,14 +96,28 @@ def bootstrap_statistic(
     Raises:
         EvalError: no clusters, or a statistic that is not finite.
     """
+    return bootstrap_statistics(
+        statistics, lambda s: function(s)[:, None], seed=seed, resamples=resamples
+    )[0]
+
+
+def bootstrap_statistics(
+    statistics: Mapping[str, Sequence[float]],
+    function: Callable[[FloatArray], FloatArray],
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> list[Interval]:
+    """As `bootstrap_statistic` for M values of the same sums: ``function`` gives shape (B, M)."""
     sums = _cluster_sums(statistics, None)
-    low, high = _percentiles(
-        np.concatenate(
-            [function(block @ sums) for block in _bootstrap_weights(len(sums), resamples, seed)]
-        )
+    resampled = np.concatenate(
+        [function(block @ sums) for block in _bootstrap_weights(len(sums), resamples, seed)]
     )
-    value = float(function(sums.sum(axis=0, keepdims=True))[0])
-    return Interval(value, low, high, len(sums), len(sums))
+    values = function(sums.sum(axis=0, keepdims=True))[0]
+    return [
+        Interval(float(value), *_percentiles(column), len(sums), len(sums))
+        for value, column in zip(values, resampled.T, strict=True)
+    ]
 
 
 def paired_difference(
