@@ -87,3 +87,47 @@ def _score_files(args: argparse.Namespace) -> dict[str, Any]:
 
 def _names(text: str | None) -> Sequence[str] | None:
     return None if text is None else [name for name in text.split(",") if name]
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``mmq data``."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    texts = {
+        "prepare": "count and hash a local dataset folder; write mmq-data.json and df tables",
+        "verify": "compare a folder with the published counts and with mmq-data.json",
+    }
+    for name, text in texts.items():
+        action = actions.add_parser(name, help=text, description=f"{text}. Nothing is fetched.")
+        action.add_argument("folder", help="a dataset in its published layout")
+        action.add_argument("--dataset", help="default: all that are found in the folder")
+        action.add_argument("--split", help="default: the one of published results; all: every")
+        action.add_argument("--decode", action="store_true", help="decode every image, too")
+        action.add_argument(
+            "--partial", action="store_true", help="accept other counts than published"
+        )
+
+
+def run_data(args: argparse.Namespace) -> str:
+    """Prepare or verify a dataset folder; returns what it holds.
+
+    Raises:
+        EvalError: a piece is missing or differs; every piece on its own, with where it is
+            published.
+    """
+    from mmq_evals.data import check
+
+    root = Path(args.folder)
+    reports = check.inspect_folder(
+        root,
+        dataset=args.dataset,
+        split=args.split,
+        decode=args.decode,
+        partial=args.partial,
+    )
+    problems = [problem for report in reports for problem in report["problems"]]
+    if args.action == "verify":
+        problems += check.differences(root, reports)
+    if problems:
+        raise EvalError(f"data: {len(problems)} problem(s): {'; '.join(problems)}")
+    text = check.format_reports(reports)
+    return text if args.action == "verify" else f"{text}\nwrote {check.prepare(root, reports)}"

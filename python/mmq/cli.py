@@ -168,6 +168,12 @@ def _score(args: argparse.Namespace) -> None:
     print(run_score(args))
 
 
+def _data_folder(args: argparse.Namespace) -> None:
+    from mmq_evals.commands import run_data
+
+    print(run_data(args))
+
+
 def _doctor(args: argparse.Namespace) -> None:
     from mmq.doctor import diagnose, format_diagnosis
 
@@ -231,10 +237,12 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", default="out/demo", help="where the report is written")
     demo.add_argument("--limit", type=int, help="evaluate the first N items of each task only")
 
-    from mmq_evals.commands import add_score_arguments
+    from mmq_evals.commands import add_data_arguments, add_score_arguments
 
     text = "Score predictions from files, or those of an evaluation anew, without a model."
     add_score_arguments(command("score", _score, text))
+    text = "Count, hash and check local datasets in their published layouts."
+    add_data_arguments(command("data", _data_folder, text))
 
     doctor = command("doctor", _doctor, "Say which kernels, instruction sets and extras are here.")
     doctor.add_argument("--json", action="store_true", help="print JSON")

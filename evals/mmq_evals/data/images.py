@@ -17,6 +17,14 @@ def image_file(path: Path) -> OpenImage:
     return partial(_open, path)
 
 
+def path_of(open_image: OpenImage) -> Path | None:
+    """The file that ``open_image`` opens; None for an image that is not a file."""
+    if isinstance(open_image, partial) and open_image.args:
+        where = open_image.args[0]
+        return where if isinstance(where, Path) else None
+    return None
+
+
 def _open(path: Path) -> Image.Image:
     with Image.open(path) as image:
         rgb: Image.Image = image.convert("RGB")
@@ -42,6 +50,6 @@ def read_image(item_id: str, open_image: OpenImage) -> Image.Image:
         SyntaxError,  # Pillow's word for a broken PNG chunk.
         ValueError,
     ) as error:
-        where = open_image.args[0] if isinstance(open_image, partial) and open_image.args else ""
-        name = f" {where}" if isinstance(where, Path) else ""
+        where = path_of(open_image)
+        name = "" if where is None else f" {where}"
         raise EvalError(f"item {item_id!r}: image{name} does not decode: {error}") from error

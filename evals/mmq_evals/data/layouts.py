@@ -58,11 +58,21 @@ def captions(root: Path, split: str = "test") -> Dataset[CaptionItem]:
         EvalError: a file or folder is missing, unreadable or empty, or the split is unknown.
     """
     _check_folder(root)
-    for name, file in (("coco", "dataset_coco.json"), ("flickr30k", "dataset_flickr30k.json")):
-        found = _find(root, file, ("", "annotations", "karpathy"))
-        if found is not None:
-            return _karpathy(root, name, found, split)
-    return _coco_annotations(root, split)
+    if _karpathy_file(root, "coco") is not None:
+        return coco_karpathy(root, split)
+    if _karpathy_file(root, "flickr30k") is not None:
+        return flickr30k(root, split)
+    return coco_annotations(root, split)
+
+
+def coco_karpathy(root: Path, split: str = "test") -> Dataset[CaptionItem]:
+    """Captions of ``dataset_coco.json``; same errors as `captions`."""
+    return _karpathy(root, "coco", split)
+
+
+def flickr30k(root: Path, split: str = "test") -> Dataset[CaptionItem]:
+    """Captions of ``dataset_flickr30k.json``; same errors as `captions`."""
+    return _karpathy(root, "flickr30k", split)
 
 
 def retrieval(root: Path, split: str = "test") -> Dataset[RetrievalItem]:
@@ -108,7 +118,7 @@ def gqa(root: Path, split: str = "test") -> Dataset[VqaItem]:
 def has_captions(root: Path) -> bool:
     """Whether `captions` would find its file."""
     names = ("dataset_coco.json", "dataset_flickr30k.json", *_annotation_names())
-    return any(_find(root, name, ("", "annotations", "karpathy")) for name in names)
+    return any(find_file(root, name, ("", "annotations", "karpathy")) for name in names)
 
 
 def has_vqav2(root: Path) -> bool:
@@ -124,7 +134,15 @@ def has_gqa(root: Path) -> bool:
 # ---- captions ------------------------------------------------------------------------------------
 
 
-def _karpathy(root: Path, name: str, file: Path, split: str) -> Dataset[CaptionItem]:
+def _karpathy_file(root: Path, name: str) -> Path | None:
+    return find_file(root, f"dataset_{name}.json", ("", "annotations", "karpathy"))
+
+
+def _karpathy(root: Path, name: str, split: str) -> Dataset[CaptionItem]:
+    _check_folder(root)
+    file = _karpathy_file(root, name)
+    if file is None:
+        raise EvalError(f"{root}: no dataset_{name}.json; expected {CAPTION_LAYOUT}")
     rows = _read(file, "images", list)
     splits = sorted({row.get("split", "") for row in rows})
     if split not in splits:
@@ -156,13 +174,15 @@ def _annotation_names() -> list[str]:
     return [f"captions_{split}.json" for split in ("val2017", "val2014", "train2017", "train2014")]
 
 
-def _coco_annotations(root: Path, split: str) -> Dataset[CaptionItem]:
+def coco_annotations(root: Path, split: str = "test") -> Dataset[CaptionItem]:
+    """Captions of COCO's own annotations, such as split val2017; same errors as `captions`."""
+    _check_folder(root)
     wanted = ["val2017", "val2014"] if split in ("test", "val") else [split]
     for name in wanted:
-        file = _find(root, f"captions_{name}.json", ("annotations", ""))
+        file = find_file(root, f"captions_{name}.json", ("annotations", ""))
         if file is not None:
             train_name = name.replace("val", "train")
-            train_file = _find(root, f"captions_{train_name}.json", ("annotations", ""))
+            train_file = find_file(root, f"captions_{train_name}.json", ("annotations", ""))
             train = None
             if train_file is not None and train_file != file:
                 train = partial(_annotated, root, train_file, train_name)
@@ -193,8 +213,8 @@ def _annotated(root: Path, file: Path, split: str) -> list[CaptionItem]:
 
 def _vqav2_files(root: Path, split: str) -> tuple[Path, Path] | None:
     folders = ("", "questions", "Questions", "annotations", "Annotations")
-    asked = _find(root, f"v2_OpenEnded_mscoco_{split}_questions.json", folders)
-    answered = _find(root, f"v2_mscoco_{split}_annotations.json", folders)
+    asked = find_file(root, f"v2_OpenEnded_mscoco_{split}_questions.json", folders)
+    answered = find_file(root, f"v2_mscoco_{split}_annotations.json", folders)
     return None if asked is None or answered is None else (asked, answered)
 
 
@@ -233,7 +253,7 @@ def _vqav2_item(
 
 
 def _gqa_file(root: Path, split: str) -> Path | None:
-    return _find(root, f"{split}_questions.json", ("", "questions", "questions1.2"))
+    return find_file(root, f"{split}_questions.json", ("", "questions", "questions1.2"))
 
 
 def _gqa_items(root: Path, split: str) -> list[VqaItem]:
@@ -268,7 +288,8 @@ def _check_folder(root: Path) -> None:
         raise EvalError(f"data: expected a dataset folder, got {root}")
 
 
-def _find(root: Path, name: str, folders: Sequence[str]) -> Path | None:
+def find_file(root: Path, name: str, folders: Sequence[str]) -> Path | None:
+    """The file called ``name`` in the first of ``folders`` of ``root`` that has it."""
     return next((path for sub in folders if (path := root / sub / name).is_file()), None)
 
 
