@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib.util
+import random
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pytest
 
 from mmq_evals.errors import EvalError
 from mmq_evals.metrics import cider, java, meteor, spice
-from mmq_evals.metrics.tokenize import tokenize_all, tokenize_py
+from mmq_evals.metrics.tokenize import sanitize, tokenize_all, tokenize_py
+from mmq_evals.score import score_captions
 
 needs_java = pytest.mark.skipif(
     shutil.which("java") is None or importlib.util.find_spec("pycocoevalcap") is None,
@@ -91,6 +93,52 @@ def test_ptb_is_a_tokenizer_of_every_metric() -> None:
     ptb, py = cider(REFS, hyps, tokenizer="ptb"), cider(REFS, hyps)
     assert ptb == py
     assert tokenize_all(["a dog."], "ptb") == [("a", "dog")]
+
+
+@needs_java
+def test_corpus_scores_of_our_tokenizer_are_those_of_the_reference_pipeline() -> None:
+    ptb = pytest.importorskip("pycocoevalcap.tokenizer.ptbtokenizer").PTBTokenizer()
+    scorers = {
+        "cider": pytest.importorskip("pycocoevalcap.cider.cider").Cider(),
+        "rouge_l": pytest.importorskip("pycocoevalcap.rouge.rouge").Rouge(),
+        "bleu": pytest.importorskip("pycocoevalcap.bleu.bleu").Bleu(4),
+    }
+    refs, hyps = natural_captions(300)
+    raw_refs = {key: [{"caption": text} for text in texts] for key, texts in refs.items()}
+    # The reference pipeline itself would take the line separators for new captions.
+    clean = {key: [{"caption": sanitize(text)}] for key, text in hyps.items()}
+    theirs = ptb.tokenize(raw_refs), ptb.tokenize(clean)
+    report = score_captions(refs, hyps)["scores"]
+    for name, scorer in scorers.items():
+        expected = scorer.compute_score(*theirs, **({"verbose": 0} if name == "bleu" else {}))[0]
+        names = [f"bleu_{order}" for order in range(1, 5)] if name == "bleu" else [name]
+        values = [report[key]["value"] for key in names]
+        assert values == pytest.approx(expected if name == "bleu" else [expected], abs=1e-4), name
+        assert 0.05 < values[-1] < 9
+
+
+def natural_captions(n: int) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Sentences with the punctuation, clitics and capitals of people's captions."""
+    rng = random.Random(0)
+    subjects = [
+        "A man's dog",
+        "Two boys",
+        "The children's bus",
+        "An old-fashioned TV",
+        "It's a cat",
+    ]
+    verbs = ["isn't moving", "is sitting", "stands", "plays", "can't be seen", "waits (alone)"]
+    places = [
+        "on the beach.", "at 3:30 p.m.", "next to a red/white sign", "in front of St. Mary's.",
+        "on a half-eaten pizza!", "near 1,000 people...", 'below a "STOP" sign', "- in the U.S.",
+        "with a hat , and a coat .", "at 50% of $5.00?", "by the Smiths' caf\u00e9; outside",
+    ]  # fmt: skip
+
+    def sentence() -> str:
+        return " ".join(rng.choice(words) for words in (subjects, verbs, places))
+
+    refs = {str(index): [sentence() for _ in range(5)] for index in range(n)}
+    return refs, {key: sentence().replace(" a ", "\u2028a ") for key in refs}
 
 
 @needs_java
