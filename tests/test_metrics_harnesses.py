@@ -8,11 +8,12 @@ Neither package is imported, which would need all it depends on: the one file wi
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import random
 import statistics
 from collections.abc import Callable
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -66,49 +67,65 @@ def questions(n: int = 4000) -> list[tuple[str, list[str]]]:
     return result
 
 
-def check(protocol: str, theirs: Callable[[str, list[str]], float]) -> None:
+Score = Callable[[str, list[str]], float]
+
+
+def lavis_scorer() -> Score:
+    """LAVIS's accuracy of one prediction."""
+    module = scorer("lavis", "common/vqa_tools/vqa_eval.py")
+
+    def score(prediction: str, answers: list[str]) -> float:
+        rows = [{"answer": text, "answer_id": n} for n, text in enumerate(answers)]
+        entry = {"answers": rows, "question_type": "q", "answer_type": "a"}
+        asked = SimpleNamespace(qa={1: entry}, getQuesIds=lambda: [1])
+        given = SimpleNamespace(qa={1: {"answer": prediction}})
+        evaluation = module.VQAEval(asked, given, n=10)
+        evaluation.updateProgress = lambda progress: None
+        # It prints at every call.
+        with redirect_stdout(StringIO()):
+            evaluation.evaluate([1])
+        return float(evaluation.accuracy["overall"]) / 100
+
+    return score
+
+
+def lmms_scorer(task: str) -> Score:
+    """lmms-eval's accuracy of one prediction in its task vqav2 or textvqa.
+
+    Those functions need the whole package; what they do around the processor is repeated here.
+    """
+    processor = scorer("lmms_eval", "tasks/_task_utils/vqa_eval_metric.py").EvalAIAnswerProcessor()
+
+    def prepare(text: str) -> str:
+        if task == "textvqa":
+            return str(processor(text))
+        text = text.replace("\n", " ").replace("\t", " ").strip()
+        return str(processor.process_digit_article(processor.process_punctuation(text)))
+
+    def score(prediction: str, answers: list[str]) -> float:
+        given, texts = prepare(prediction), [prepare(answer) for answer in answers]
+        others = [texts[:place] + texts[place + 1 :] for place in range(len(texts))]
+        return statistics.mean(min(1, row.count(given) / 3) for row in others)
+
+    return score
+
+
+@pytest.mark.parametrize(
+    ("protocol", "make"),
+    [
+        ("official-2017", lavis_scorer),
+        ("always", lambda: lmms_scorer("vqav2")),
+        ("m4c", lambda: lmms_scorer("textvqa")),
+    ],
+)
+def test_protocol_is_the_harness(protocol: str, make: Callable[[], Score]) -> None:
+    theirs = make()
     scores = []
     for prediction, answers in questions():
-        expected = theirs(prediction, list(answers))
         ours = vqa_accuracy(prediction, answers, protocol)
+        expected = theirs(prediction, list(answers))
         assert ours == pytest.approx(expected, abs=1e-12), (prediction, answers)
         scores.append(ours)
     # The answers try the scorer: neither nearly all right nor nearly all wrong.
     assert 0.1 < statistics.mean(scores) < 0.9
     assert len({round(score, 3) for score in scores}) > 4
-
-
-def test_official_2017_is_lavis() -> None:
-    module = scorer("lavis", "common/vqa_tools/vqa_eval.py")
-
-    def theirs(prediction: str, answers: list[str]) -> float:
-        rows = [{"answer": text, "answer_id": n} for n, text in enumerate(answers)]
-        entry = {"answers": rows, "question_type": "q", "answer_type": "a"}
-        asked = SimpleNamespace(qa={1: copy.deepcopy(entry)}, getQuesIds=lambda: [1])
-        given = SimpleNamespace(qa={1: {"answer": prediction}})
-        evaluation = module.VQAEval(asked, given, n=10)
-        evaluation.updateProgress = lambda progress: None
-        evaluation.evaluate([1])
-        return float(evaluation.accuracy["overall"]) / 100
-
-    check("official-2017", theirs)
-
-
-def _ten(prediction: str, answers: list[str]) -> float:
-    others = [[a for j, a in enumerate(answers) if j != i] for i in range(len(answers))]
-    return statistics.mean(min(1, sum(a == prediction for a in row) / 3) for row in others)
-
-
-def test_always_is_lmms_eval_on_vqav2() -> None:
-    processor = scorer("lmms_eval", "tasks/_task_utils/vqa_eval_metric.py").EvalAIAnswerProcessor()
-
-    def prepare(text: str) -> str:
-        text = text.replace("\n", " ").replace("\t", " ").strip()
-        return str(processor.process_digit_article(processor.process_punctuation(text)))
-
-    check("always", lambda p, answers: _ten(prepare(p), [prepare(a) for a in answers]))
-
-
-def test_m4c_is_lmms_eval_on_textvqa() -> None:
-    processor = scorer("lmms_eval", "tasks/_task_utils/vqa_eval_metric.py").EvalAIAnswerProcessor()
-    check("m4c", lambda p, answers: _ten(processor(p), [processor(a) for a in answers]))
