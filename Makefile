@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # make demo   create the environment, build, quantize and evaluate the built-in models
 # make test   lint, types, native tests, Python tests; with nvcc the CUDA kernels on the interpreter
+# make emoji  fetch emoji from the npm registry and make a retrieval set of them
 # make test-gpu   the CUDA tests on this machine's GPU, with their times
 PYTHON ?= python3
 VENV ?= .venv
@@ -21,8 +22,8 @@ NATIVE_FLAGS = -S . -G Ninja -DMMQ_PYTHON=OFF -DMMQ_TESTS=ON
 export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test test-gpu env build lint types native sanitize unit bench wheel wheel-check lines \
-  clean
+.PHONY: demo test test-gpu env build lint types native sanitize unit bench emoji wheel wheel-check \
+  lines clean
 
 demo: build
 	$(BIN)/mmq demo --out $(OUT)/demo
@@ -77,6 +78,16 @@ test-gpu: build
 	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
 	  MMQ_TEST_GPU=1 MMQ_REQUIRE=cuda $(BIN)/pytest -k cuda --durations=0 $(GPU_TESTS); \
 	else echo "test-gpu: skipped, this machine (or this torch) has no CUDA device"; fi
+
+# A retrieval set with a held-out rendering, from packages of the npm registry: 157 MB, not shipped.
+EMOJI_PACKAGES = emoji-datasource-google@16.0.0 emoji-datasource-twitter@16.0.0 \
+  @lobehub/fluent-emoji-3d@1.1.0 cldr-annotations-modern@45.0.0 \
+  cldr-annotations-derived-modern@45.0.0
+
+emoji: env
+	mkdir -p $(OUT)/emoji-packages
+	cd $(OUT)/emoji-packages && npm pack --silent $(EMOJI_PACKAGES)
+	$(BIN)/python -m mmq_evals.data.emoji $(OUT)/emoji-packages $(OUT)/emoji
 
 bench: build
 	$(BIN)/pytest tests/bench --benchmark-only --benchmark-columns=median,iqr,rounds

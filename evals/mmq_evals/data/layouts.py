@@ -62,6 +62,9 @@ def captions(root: Path, split: str = "test") -> Dataset[CaptionItem]:
         return coco_karpathy(root, split)
     if _karpathy_file(root, "flickr30k") is not None:
         return flickr30k(root, split)
+    if _karpathy_file(root, "emoji") is not None:
+        # What mmq_evals.data.emoji makes.
+        return _karpathy(root, "emoji", split)
     return coco_annotations(root, split)
 
 
@@ -117,7 +120,8 @@ def gqa(root: Path, split: str = "test") -> Dataset[VqaItem]:
 
 def has_captions(root: Path) -> bool:
     """Whether `captions` would find its file."""
-    names = ("dataset_coco.json", "dataset_flickr30k.json", *_annotation_names())
+    karpathy = ("dataset_coco.json", "dataset_flickr30k.json", "dataset_emoji.json")
+    names = (*karpathy, *_annotation_names())
     return any(find_file(root, name, ("", "annotations", "karpathy")) for name in names)
 
 
