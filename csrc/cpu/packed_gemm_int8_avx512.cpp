@@ -28,6 +28,10 @@ using avx2::Activations;
 using avx2::Segment;
 
 constexpr int kFewRows = 8;
+// Measured: one stream of weights per thread, as on AVX2, is faster for so few rows.
+constexpr int64_t kSingleStreamRows = 2;
+// Measured: two streams of short rows of tiles are too much for the processor's own prefetching.
+constexpr int64_t kPrefetchBytes = 1024;
 constexpr int kManyRows = 6;
 constexpr int kPanelVectors = 4;
 constexpr int kPanelTiles = kPanelVectors * kVectorTiles;
@@ -43,6 +47,13 @@ inline __m512i broadcast_dword(const void* from) {
   int32_t value;
   std::memcpy(&value, from, sizeof value);
   return _mm512_set1_epi32(value);
+}
+
+// The type of dpbusd's sums. GCC stores arrays of __m512i, 64-bit integers, at every step.
+using Sums = int32_t __attribute__((vector_size(64)));
+
+inline Sums add_dots(Sums sums, __m512i codes, __m512i x) {
+  return reinterpret_cast<Sums>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sums), codes, x));
 }
 
 // What a kernel reads for one block of rows and one or more vectors of outputs.
@@ -61,7 +72,7 @@ struct Operands {
 
 // Ends a segment: out += s_x * (scale * products + minimum * sum(x_q)).
 template <int kRows, int kVectors>
-inline void scale_products(const Operands& a, int64_t segment, const __m512i (*products)[kVectors],
+inline void scale_products(const Operands& a, int64_t segment, const Sums (*products)[kVectors],
                            __m512 (*out)[kVectors]) {
   const float* affine = a.affine + a.segments[segment].group * kAffineFloats;
 #pragma GCC unroll 4
@@ -74,7 +85,8 @@ inline void scale_products(const Operands& a, int64_t segment, const __m512i (*p
     for (int row = 0; row < kRows; ++row) {
       const __m512 x_scale = _mm512_set1_ps(a.x_scales[segment * kRows + row]);
       const __m512 x_sum = _mm512_set1_ps(a.x_sums[segment * kRows + row]);
-      const __m512 scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(products[row][vector]), x_scale);
+      const __m512 scaled = _mm512_mul_ps(
+          _mm512_cvtepi32_ps(reinterpret_cast<__m512i>(products[row][vector])), x_scale);
       out[row][vector] =
           _mm512_fmadd_ps(x_sum, minimum, _mm512_fmadd_ps(scaled, scale, out[row][vector]));
     }
@@ -88,53 +100,68 @@ void few_rows(const Operands& a, __m512 (*out)[1]) {
   const uint8_t* block = a.codes;
   const uint8_t* x = a.x;
   for (int64_t segment = 0; segment < a.segment_count; ++segment) {
-    __m512i products[kChains][kRows][1] = {};
+    Sums sums[kRows][kChains] = {};
     for (int64_t left = a.segments[segment].quads; left > 0; left -= kBlockQuads) {
       __m512i quads[kBlockQuads];
+      for (int line = 0; line < kBits * kQuadBytes; line += 64) {
+        _mm_prefetch(block + kPrefetchBytes + line, _MM_HINT_T0);
+        _mm_prefetch(block + a.codes_stride + kPrefetchBytes + line, _MM_HINT_T0);
+      }
       decode_block<kBits>(block, a.codes_stride, quads);
 #pragma GCC unroll 8
       for (int quad = 0; quad < kBlockQuads; ++quad) {
 #pragma GCC unroll 8
         for (int row = 0; row < kRows; ++row) {
-          __m512i& sum = products[quad % kChains][row][0];
-          sum = _mm512_dpbusd_epi32(sum, quads[quad],
-                                    broadcast_dword(x + (quad * kRows + row) * kXQuadBytes));
+          const __m512i value = broadcast_dword(x + (quad * kRows + row) * kXQuadBytes);
+          sums[row][quad % kChains] = add_dots(sums[row][quad % kChains], quads[quad], value);
         }
       }
       block += block_bytes(kBits);
       x += kBlockQuads * kRows * kXQuadBytes;
     }
-#pragma GCC unroll 4
-    for (int chain = 1; chain < kChains; ++chain)
+    Sums products[kRows][1];
 #pragma GCC unroll 8
-      for (int row = 0; row < kRows; ++row)
-        products[0][row][0] = _mm512_add_epi32(products[0][row][0], products[chain][row][0]);
-    scale_products<kRows, 1>(a, segment, products[0], out);
+    for (int row = 0; row < kRows; ++row) {
+#pragma GCC unroll 4
+      for (int chain = 1; chain < kChains; ++chain) sums[row][0] += sums[row][chain];
+      products[row][0] = sums[row][0];
+    }
+    scale_products<kRows, 1>(a, segment, products, out);
   }
+}
+
+// The integer sums of one segment of a panel, which leave the registers once, at the end.
+template <int kRows, int kVectors>
+inline void sum_segment(const uint8_t* w, int64_t stride, const uint8_t* x, int64_t quads,
+                        Sums (*products)[kVectors]) {
+  Sums sums[kRows][kVectors] = {};
+  for (; quads > 0; --quads, w += kVectorBytes, x += kRows * kXQuadBytes) {
+    __m512i codes[kVectors];
+#pragma GCC unroll 4
+    for (int vector = 0; vector < kVectors; ++vector)
+      codes[vector] = _mm512_load_si512(w + vector * stride);
+#pragma GCC unroll 6
+    for (int row = 0; row < kRows; ++row) {
+      const __m512i value = broadcast_dword(x + row * kXQuadBytes);
+#pragma GCC unroll 4
+      for (int vector = 0; vector < kVectors; ++vector)
+        sums[row][vector] = add_dots(sums[row][vector], codes[vector], value);
+    }
+  }
+#pragma GCC unroll 6
+  for (int row = 0; row < kRows; ++row)
+#pragma GCC unroll 4
+    for (int vector = 0; vector < kVectors; ++vector) products[row][vector] = sums[row][vector];
 }
 
 // Unpacked bytes: widths differ in nothing.
 template <int kRows, int kVectors>
 void many_rows(const Operands& a, __m512 (*out)[kVectors]) {
-  const uint8_t* x = a.x;
   for (int64_t segment = 0; segment < a.segment_count; ++segment) {
-    __m512i products[kRows][kVectors] = {};
-    const uint8_t* w = a.codes + a.segments[segment].code_quad * kVectorBytes;
-    for (int64_t left = a.segments[segment].quads; left > 0; --left) {
-      __m512i codes[kVectors];
-#pragma GCC unroll 4
-      for (int vector = 0; vector < kVectors; ++vector)
-        codes[vector] = _mm512_load_si512(w + vector * a.codes_stride);
-#pragma GCC unroll 6
-      for (int row = 0; row < kRows; ++row) {
-        const __m512i value = broadcast_dword(x + row * kXQuadBytes);
-#pragma GCC unroll 4
-        for (int vector = 0; vector < kVectors; ++vector)
-          products[row][vector] = _mm512_dpbusd_epi32(products[row][vector], codes[vector], value);
-      }
-      w += kVectorBytes;
-      x += kRows * kXQuadBytes;
-    }
+    const Segment& s = a.segments[segment];
+    Sums products[kRows][kVectors];
+    sum_segment<kRows, kVectors>(a.codes + s.code_quad * kVectorBytes, a.codes_stride,
+                                 a.x + s.x_quad * kRows * kXQuadBytes, s.quads, products);
     scale_products<kRows, kVectors>(a, segment, products, out);
   }
 }
@@ -276,6 +303,7 @@ MMQ_AVX512_END
 namespace mmq::cpu::avx512 {
 
 void packed_gemm_int8(const PackedGemmArgs& a) {
+  if (a.m <= kSingleStreamRows) return avx2::packed_gemm_int8(a);
   const std::vector<avx2::Segment> segments = avx2::make_segments(a);
   kByBits[a.bits - kMinBits](a, segments.data(), static_cast<int64_t>(segments.size()));
 }
