@@ -78,8 +78,10 @@ test-gpu: build
 	  MMQ_TEST_GPU=1 MMQ_REQUIRE=cuda $(BIN)/pytest -k cuda --durations=0 $(GPU_TESTS); \
 	else echo "test-gpu: skipped, this machine (or this torch) has no CUDA device"; fi
 
+# packed_gemm beside torch and other libraries, with met or short per cell.
 bench: build
-	$(BIN)/pytest tests/bench --benchmark-only --benchmark-columns=median,iqr,rounds
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -e ".[bench]"
+	$(BIN)/python tests/bench/gemm_table.py --bits 2,4,8
 
 wheel: env
 	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .

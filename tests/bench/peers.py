@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Other libraries' packed products as benchmark cases: ONNX Runtime, OpenVINO, ggml.
+"""Other libraries' packed products as benchmark cases: ONNX Runtime and OpenVINO.
 
 Each is installed by `pip install -e .[bench]`; one that is missing is named and left out. Weights
 are random; their values do not change what a kernel does. Like ours, every case holds enough copies
@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from gemm_cases import BEYOND_CACHE_BYTES, Case
-from torch import Tensor
 
 Run = Callable[[], Any]
 Maker = Callable[[int, int, int, int, int], Case]  # m, k, n, group_size, bits
@@ -146,8 +145,4 @@ def int8_peers(bits: int, group_size: int) -> dict[str, Maker]:
 
 
 def missing() -> Sequence[str]:
-    return [p for p in ("onnxruntime", "onnx", "openvino", "llama_cpp") if not has(p)]
-
-
-def as_tensor(y: Any) -> Tensor:
-    return torch.as_tensor(np.asarray(y))
+    return [p for p in ("onnxruntime", "onnx", "openvino") if not has(p)]
