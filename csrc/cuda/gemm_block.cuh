@@ -155,7 +155,7 @@ template <int kBits, class Activation, int kN8, int kRun, class LoadVector, clas
 __device__ inline void multiply_runs(const GemmParams& params, int k_block, int first_feature,
                                      int first_row, const LoadVector& load_vector,
                                      const LoadX& load_x, Totals<kN8>& totals) {
-  constexpr int kTogether = kN8 < 8 ? kN8 : 1;
+  constexpr int kTogether = chains_together(kBits, kN8);
 #pragma unroll
   for (int run = 0; run < kSteps / kRun; ++run) {
     const int first_step = run * kRun;
@@ -179,12 +179,16 @@ __device__ inline void multiply_runs(const GemmParams& params, int k_block, int 
       }
 #pragma unroll
       for (int first = 0; first < kN8; first += kTogether) {
-        float sums[kTogether][4] = {};
+        float sums[kTogether][4];
 #pragma unroll
         for (int j = 0; j < kRun; ++j) {
 #pragma unroll
           for (int i = 0; i < kTogether; ++i) {
-            Activation::mma(sums[i], w[j], x[j][first + i], sums[i]);
+            if (j == 0) {
+              Activation::template mma<true>(sums[i], w[j], x[j][first + i]);
+            } else {
+              Activation::template mma<false>(sums[i], w[j], x[j][first + i]);
+            }
           }
         }
         const float2 scale = scales.of_tile(tile);

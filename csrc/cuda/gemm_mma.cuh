@@ -23,11 +23,25 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #include "gemm_block.cuh"
 #include "gemm_reduce.cuh"
 
 namespace mmq::cuda {
+
+// Loops with constant offsets inside the instructions.
+template <int kXRowBytes, int kN8, int... kPairs>
+__device__ inline void load_rows(uint32_t address, uint32_t (&x)[kN8][2],
+                                 std::integer_sequence<int, kPairs...>) {
+  (ldmatrix_x4<kPairs * 16 * kXRowBytes>(address, x[2 * kPairs], x[2 * kPairs + 1]), ...);
+}
+
+template <int... kVectors>
+__device__ inline void copy_vectors(uint32_t target, const uint4* source, uint64_t policy,
+                                    std::integer_sequence<int, kVectors...>) {
+  (cp_async_once<kVectors * kLanes * 16>(target, source, policy), ...);
+}
 
 template <int kBits, class Activation, int kTileM>
 __global__ void __launch_bounds__(kGemmThreads, 1) packed_gemm_mma(const GemmParams params) {
@@ -111,11 +125,8 @@ __global__ void __launch_bounds__(kGemmThreads, 1) packed_gemm_mma(const GemmPar
           const uint4* w_source =
               params.tiles + (w_start + k * kGemmSliceWarps * (kBlockBytes / 16));
           const uint64_t policy = evict_first_policy();
-#pragma unroll
-          for (int v = 0; v < kBits; ++v) {
-            cp_async_once(shared_base + w_read + offset + v * kLanes * 16, w_source + v * kLanes,
-                          policy);
-          }
+          copy_vectors(shared_base + w_read + offset, w_source, policy,
+                       std::make_integer_sequence<int, kBits>());
         }
       }
       cp_async_commit();  // also an empty group: the number of groups tells which have landed
@@ -132,11 +143,8 @@ __global__ void __launch_bounds__(kGemmThreads, 1) packed_gemm_mma(const GemmPar
           params, k_block, first_feature, first_row,
           [&](int vector) { return *reinterpret_cast<const uint4*>(w + vector * kLanes * 16); },
           [&](int step, uint32_t (&x)[kN8][2]) {
-#pragma unroll
-            for (int pair = 0; pair < kN8 / 2; ++pair) {
-              ldmatrix_x4(((x_read + offset) ^ (step * 32)) + pair * 16 * kXRowBytes, x[2 * pair],
-                          x[2 * pair + 1]);
-            }
+            load_rows<kXRowBytes>((x_read + offset) ^ (step * 32), x,
+                                  std::make_integer_sequence<int, kN8 / 2>());
           },
           totals);
     };
