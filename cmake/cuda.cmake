@@ -117,7 +117,7 @@ endfunction()
 function(mmq_cuda_library target output_dir)
   add_library(${target} SHARED ${ARGN})
   set_source_files_properties(${ARGN} PROPERTIES EXTERNAL_OBJECT ON GENERATED ON)
-  target_link_libraries(${target} PRIVATE ${MMQ_CUDART} -Wl,-z,defs)
+  target_link_libraries(${target} PRIVATE ${MMQ_CUDART})
   set_target_properties(${target} PROPERTIES
     LINKER_LANGUAGE CXX LIBRARY_OUTPUT_DIRECTORY ${output_dir}
     BUILD_WITH_INSTALL_RPATH ON INSTALL_RPATH "$ORIGIN" NO_SONAME ON)
@@ -138,6 +138,7 @@ add_custom_command(
   VERBATIM)
 add_custom_target(mmq_cudart DEPENDS ${MMQ_CUDART})
 mmq_cuda_library(mmq_cuda ${MMQ_OUTPUT_DIR} ${cuda_objects})
+target_link_options(mmq_cuda PRIVATE -Wl,-z,defs)
 include(${CMAKE_CURRENT_LIST_DIR}/cuda_mutations.cmake)
 
 set(MMQ_CUDA_ENABLED ON)

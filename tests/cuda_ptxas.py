@@ -40,15 +40,14 @@ class Usage:
 
 
 def kernel_name(mangled: str) -> str:
-    """The function's own name: the last of the length-prefixed parts of an Itanium name."""
-    at, names = 0, []
-    while match := re.compile(r"\D*?(\d+)").match(mangled, at):
-        begin = match.end()
-        at = begin + int(match[1])
-        names.append(mangled[begin:at])
-        if names[-1].endswith("_kernel"):
-            return names[-1]
-    raise ValueError(f"kernel_name: expected a function called *_kernel, got {mangled!r}")
+    """The function's own name: the last of the length-prefixed parts that open an Itanium name."""
+    names, at = [], len("_ZN") if mangled.startswith("_ZN") else len("_Z")
+    while match := re.compile(r"\d+").match(mangled, at):
+        at = match.end() + int(match[0])
+        names.append(mangled[match.end() : at])
+    if not mangled.startswith("_Z") or not names:
+        raise ValueError(f"kernel_name: expected a mangled C++ name, got {mangled!r}")
+    return names[-1]
 
 
 def entries(log: str) -> list[tuple[str, str, Usage]]:

@@ -132,4 +132,4 @@ def to_double(patterns: Array, form: Format) -> Array:
     with np.errstate(invalid="ignore"):  # signalling NaNs
         if form is BF16:
             return (patterns.astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
-        return patterns.view(f"f{form.bits // 8}").astype(np.float64)
+        return np.asarray(patterns.view(f"f{form.bits // 8}"), dtype=np.float64)

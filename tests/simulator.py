@@ -66,6 +66,7 @@ def load() -> ctypes.CDLL:
         "configure": (ctypes.c_int, [text, text]),
         "reset_config": (None, []),
         "report_json": (text, []),
+        "findings_json": (text, []),
         "report_table": (text, []),
         "last_error": (text, []),
         "clear": (None, []),
@@ -214,7 +215,7 @@ class Simulator:
     def findings(self) -> list[Finding]:
         return [
             Finding(**{**fields, "block": tuple(fields["block"])})
-            for fields in self.report()["findings"]
+            for fields in json.loads(self._library.ptxsim_findings_json())["findings"]
         ]
 
     def launches(self) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import mmq
+from mmq.cli import main
 from mmq.errors import MmqError
 from mmq.linear import QuantLinear
 from mmq.recipe import parse_recipe
 from mmq.stored import narrowed, stored_tensors
+from mmq_evals import tiny
 
 SETTINGS = {"method": "gptq", "bits": 4, "group_size": 16}
 RECIPES: dict[str, dict[str, Any]] = {
@@ -242,6 +245,13 @@ def edit_tensors(folder: Path, **changes: Any) -> None:
     (folder / "checksums.json").unlink()
 
 
+def renew_checksum(folder: Path) -> None:
+    """As a writer with a defect would record it."""
+    path = folder / "model.safetensors"
+    sums = {"bytes": path.stat().st_size, "sha256": sha256(path.read_bytes()).hexdigest()}
+    (folder / "checksums.json").write_text(json.dumps({path.name: sums}))
+
+
 LINEAR = "model.language_model.layers.0.mlp.up_proj"
 
 
@@ -289,6 +299,37 @@ def test_wrong_tensors_without_a_checksum(saved: Any, tmp_path: Path) -> None:
         folder = copy_folder(source, tmp_path / str(index))
         edit_tensors(folder, **changes)
         refused(folder, message)
+
+
+@pytest.mark.parametrize("name", ["qweight", "qzeros"])
+def test_bits_after_the_last_code_are_refused(
+    saved: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    source = saved["blip2-opt"][1]
+    tensors = load_file(source / "model.safetensors")
+    table = json.loads((source / "config.json").read_text())["quantization_config"]["modules"]
+    # A stream with bits to spare in its last word, whose top bit then belongs to no code.
+    groups = {path: -(-m["k"] // m["group_size"]) for path, m in table.items()}
+    codes = {path: m["k"] if name == "qweight" else groups[path] for path, m in table.items()}
+    path = next(path for path, m in table.items() if codes[path] * m["bits"] % 32)
+    words = tensors[f"{path}.{name}"].clone()
+    words[1, -1] |= -(2**31)
+    folder = copy_folder(source, tmp_path / "a")
+    edit_tensors(folder, **{f"{path}.{name}": words})
+    renew_checksum(folder)
+    message = f"{path}.{name}: expected zero bits after code {codes[path] - 1} of each row, got set"
+    refused(folder, message)
+    assert main(["eval", str(copy_processor(folder))]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if "expected zero bits" in line] == lines[-1:]
+
+
+def copy_processor(folder: Path) -> Path:
+    """The command line wants a processor beside the model; any serves where loading fails."""
+    source = tiny.path("tiny-blip2-caption")
+    for name in ("processor_config.json", "tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((source / name).read_bytes())
+    return folder
 
 
 def test_mislabelled_files(saved: Any, tmp_path: Path) -> None:

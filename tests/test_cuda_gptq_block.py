@@ -61,13 +61,13 @@ def test_any_order_of_execution(resident_blocks, slice_):
 
 def test_too_long_a_block():
     args = problem(2, 257)
-    with simulated_cuda(), pytest.raises(RuntimeError, match="use shorter blocks"):
+    with simulated_cuda(), pytest.raises(ValueError, match="use shorter blocks"):
         ops.gptq_block(*args)
 
 
 def test_256_columns_need_more_shared_memory_than_sm_86_has():
     args = problem(2, 256)
-    with simulated_cuda(capability=86), pytest.raises(RuntimeError, match="use shorter blocks"):
+    with simulated_cuda(capability=86), pytest.raises(ValueError, match="use shorter blocks"):
         ops.gptq_block(*args)
     assert_same_as_cpu(problem(2, 200), capability=86)
 

@@ -9,7 +9,7 @@ from simulated import missing, simulated_cuda
 from mmq_ext import ops
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "it runs")
-COLS = (1, 31, 32, 33, 100, 128, 1408)
+COLS = (1, 31, 32, 33, 100, 255, 256, 257, 1408)
 
 
 def codes_of(rows: int, cols: int, bits: int) -> torch.Tensor:
@@ -32,9 +32,9 @@ def test_there_and_back(bits, cols):
 
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_counts(bits):
-    codes = codes_of(4, 128, bits)
+    codes = codes_of(4, 512, bits)
     with simulated_cuda() as simulator:
-        ops.unpack(ops.pack(codes, bits), bits, 128)
+        ops.unpack(ops.pack(codes, bits), bits, 512)
         launches = simulator.launches()
     assert len(launches) == 2
     for launch in launches:

@@ -14,11 +14,11 @@ built = pytest.mark.skipif(
     reason=f"no reports of ptxas in {BUILD} (no nvcc)",
 )
 LOG = """
-ptxas info    : Compiling entry function '_ZN3mmq4cuda12_GLOBAL__N_111pack_kernelEPKhlli' for 'sm_80'
+ptxas info    : Compiling entry function '_ZN3mmq4cuda12_GLOBAL__N_111pack_kernelEPKhll' for 'sm_80'
 ptxas info    : Function properties for _ZN3mmq4cuda12_GLOBAL__N_111pack_kernelEPKhlli
     8 bytes stack frame, 4 bytes spill stores, 12 bytes spill loads
 ptxas info    : Used 30 registers, used 1 barriers, 2048 bytes smem, 400 bytes cmem[0]
-ptxas info    : Compiling entry function '_ZN3mmq4cuda12_GLOBAL__N_111pack_kernelEPKhlli' for 'sm_90'
+ptxas info    : Compiling entry function '_ZN3mmq4cuda12_GLOBAL__N_111pack_kernelEPKhll' for 'sm_90'
     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
 ptxas info    : Used 28 registers, 400 bytes cmem[0]
 """
@@ -30,8 +30,9 @@ def test_reading_a_report():
     assert (first[2].registers, first[2].spill_bytes, first[2].shared_bytes) == (30, 16, 2048)
     assert second[1] == "sm_90"
     assert (second[2].registers, second[2].spill_bytes, second[2].shared_bytes) == (28, 0, 0)
-    with pytest.raises(ValueError, match="a function called"):
-        kernel_name("_Z4mainv")
+    assert kernel_name("_ZN3mmq4cuda7prepareINS0_8Bfloat16EEEvNS0_1PE") == "prepare"
+    with pytest.raises(ValueError, match="a mangled C"):
+        kernel_name("main")
 
 
 @built

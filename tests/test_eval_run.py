@@ -115,6 +115,22 @@ def test_reference(model: tuple[Any, Any], coco: Path, tmp_path: Path) -> None:
         )
 
 
+def test_reference_of_retrieval(coco: Path, tmp_path: Path) -> None:
+    model, processor = eval_models.blip2("retrieval")
+    full = evaluate(model, processor, None, out_dir=tmp_path / "full", data=coco)
+    model.itm_head.weight.data.neg_()
+    changed = evaluate(
+        model, processor, None, out_dir=tmp_path / "b", data=coco, reference=tmp_path / "full"
+    )
+    before, after = (r["tasks"]["retrieval"] for r in (full, changed))
+    paired = after["against_reference"]["differences"]["r_mean"]
+    change = after["scores"]["r_mean"]["value"] - before["scores"]["r_mean"]["value"]
+    assert abs(change) > 0.01
+    assert paired["value"] == pytest.approx(change, rel=1e-12)
+    assert paired["low"] <= paired["value"] <= paired["high"]
+    assert paired["clusters"] == 4
+
+
 def test_a_failed_run_leaves_the_earlier_result(
     model: tuple[Any, Any], coco: Path, tmp_path: Path
 ) -> None:
@@ -139,6 +155,15 @@ def test_predictions_cannot_break_lines(
     result = evaluate(*model, ["captioning"], out_dir=tmp_path / "out", data=coco, batch_size=4)
     assert [r["prediction"] for r in read_rows(tmp_path / "out" / "captioning.jsonl")] == garbage
     assert result["tasks"]["captioning"]["counts"]["rows"] == 4
+
+
+def test_a_weight_that_is_not_finite_is_named(coco: Path, tmp_path: Path) -> None:
+    model, processor = eval_models.blip2("caption")
+    with torch.no_grad():
+        model.language_projection.weight[1, 2] = torch.inf
+    with pytest.raises(EvalError, match=r"^language_projection.weight: expected finite weights"):
+        evaluate(model, processor, None, out_dir=tmp_path / "out", data=coco)
+    assert not (tmp_path / "out").exists()
 
 
 def test_refusals_before_any_work(model: tuple[Any, Any], coco: Path, tmp_path: Path) -> None:

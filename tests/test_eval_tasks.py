@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +241,32 @@ def test_retrieval_equals_brute_force(
     means = [np.mean([scores[f"{d}_r{k}"].value for k in (1, 5, 10)]) for d in ("txt", "img")]
     assert scores["r_mean"].value == pytest.approx(np.mean(means))
     assert scores["txt_r_mean"].value == pytest.approx(means[0])
+
+
+def test_mean_of_the_rows_r_mean_is_that_of_the_corpus(retrieval_model: tuple[Any, Any]) -> None:
+    def open_image(number: int) -> Any:
+        return eval_models.Image.new("RGB", (8, 8), (40 * number, 90, 20))
+
+    items = [
+        RetrievalItem(str(n), partial(open_image, n), tuple(f"a {c} square" for c in colors))
+        for n, colors in enumerate((["red"], ["blue", "green", "red"], ["green"], ["blue", "red"]))
+    ]
+    task = Retrieval(Dataset("d", "test", items))
+    rows = list(task.predict(*retrieval_model, batch_size=2))
+    # Hits and misses in both directions, as an untrained model need not have them.
+    rng = np.random.default_rng(1)
+    for row in rows:
+        row["candidates"] = list(range(row["of"]))
+        row["prediction"] = rng.random(row["of"]).tolist()
+    scores = task.score(rows)
+    assert 0 < scores["txt_r_mean"].value != scores["img_r_mean"].value > 0
+    each = [task.sample_scores(row)["r_mean"] for row in rows]
+    assert np.mean(each) == pytest.approx(scores["r_mean"].value, rel=1e-14)
+    directions = [scores[f"{d}_r{k}"].value for d in ("txt", "img") for k in (1, 5, 10)]
+    assert scores["r_mean"].value == pytest.approx(np.mean(directions), rel=1e-14)
+    # Images with few captions weigh differently in a plain mean of all hits: the weight matters.
+    plain = np.mean([task.sample_scores(row)["r_mean"] / row["weight"] for row in rows])
+    assert plain != pytest.approx(scores["r_mean"].value, rel=1e-3)
 
 
 def test_retrieval_does_not_depend_on_image_token_index(

@@ -125,6 +125,19 @@ def test_barriers_order_the_warps(slice_length: int) -> None:
     assert_bits(got, np.roll(values, 37), "barrier")
 
 
+def test_barriers_reduce_over_the_block(sim: Simulator) -> None:
+    """96 threads in three warps; one flag is set in the second."""
+    flags = (np.arange(96) % 7 == 0).astype(np.uint32)
+    body = """
+        setp.ne.u32 %p0, %a, 0;
+        bar.red.popc.u32 %d, 0, %p0; bar.red.and.pred %p1, 0, %p0; bar.red.or.pred %p2, 0, %p0;
+        selp.u32 %d1, 1, 0, %p1; selp.u32 %t0, 2, 0, %p2; or.b32 %d1, %d1, %t0;
+    """
+    got = lanes(sim, body, [flags], [np.uint32, np.uint32], block=96)
+    assert_bits(got[0], np.full(96, flags.sum(), dtype=np.uint32), "bar.red.popc")
+    assert_bits(got[1], np.full(96, 2, dtype=np.uint32), "bar.red.and, or")
+
+
 LOCK = """
     mov.u32 %t9, %tid.x; setp.ne.u32 %p0, %t9, 0; @%p0 bra $wait;
     $spin: atom.global.cas.b32 %t0, [%q0], 0, 1; setp.ne.u32 %p1, %t0, 0; @%p1 bra $spin;
@@ -186,6 +199,11 @@ def test_blocks_wait_for_a_later_block(sim: Simulator) -> None:
         ("add.cc.u32 %t0, %t1, %t2;", "add.cc"),
         ("wgmma.fence.sync.aligned;", "wgmma"),
         ("bar.arrive 1, 64;", "bar"),
+        (
+            "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+            "{%f0, %f1, %f2, %f3}, {%t2, %t3, %t4, %t5}, {%t6, %t7}, {%f0, %f1, %f2, %f3};",
+            "mma",
+        ),
         ("tex.1d.v4.f32.f32 {%f0, %f1, %f2, %f3}, [%l0, {%f4}];", "tex"),
     ],
 )

@@ -393,3 +393,44 @@ def test_vector_mov_packs_and_unpacks(sim: Simulator) -> None:
     low = (values & np.uint64(0xFFFFFFFF)).astype(np.uint32)
     assert_bits(got[0], values << np.uint64(32) | values >> np.uint64(32), "mov.b64")
     assert_bits(got[1], low << np.uint32(16) | low >> np.uint32(16), "mov.b32")
+
+
+PRMT_MODES: dict[str, Callable[[int], list[int]]] = {
+    "f4e": lambda c: [c, c + 1, c + 2, c + 3],
+    "b4e": lambda c: [c, c - 1, c - 2, c - 3],
+    "rc8": lambda c: [c, c, c, c],
+    "ecl": lambda c: [max(i, c) for i in range(4)],
+    "ecr": lambda c: [min(i, c) for i in range(4)],
+    "rc16": lambda c: [2 * (c & 1), 2 * (c & 1) + 1] * 2,
+}
+
+
+@pytest.mark.parametrize("mode", list(PRMT_MODES))
+def test_prmt_modes(sim: Simulator, mode: str) -> None:
+    """The two low bits of the selector choose the row of the mode's table; bytes count modulo 8."""
+
+    def permute(a: int, b: int, c: int) -> int:
+        pair = (b << 32 | a).to_bytes(8, "little")
+        picked = bytes(pair[i % 8] for i in PRMT_MODES[mode](c & 3))
+        return int.from_bytes(picked, "little")
+
+    values = samples("u32", 12)
+    rows = [(a, b, c) for a in values for b in values for c in range(4)]
+    check(sim, f"prmt.b32.{mode}", ["u32"] * 3, "u32", permute, rows)
+
+
+def test_cnot_and_sad(sim: Simulator) -> None:
+    check(sim, "cnot.b32", ["u32"], "u32", lambda a: a == 0, [(v,) for v in samples("u32")])
+    for kind in ("u32", "s32"):
+        check(sim, f"sad.{kind}", [kind] * 3, kind, lambda a, b, c: c + abs(a - b))
+
+
+def test_setp_gives_the_complement_too(sim: Simulator) -> None:
+    rows = tuples(["s32"] * 2)
+    inputs = [array([row[i] for row in rows], "s32") for i in range(2)]
+    body = """
+        setp.lt.s32 %p0|%p1, %a, %b; selp.u32 %d, 1, 0, %p0; selp.u32 %d1, 1, 0, %p1;
+    """
+    got = lanes(sim, body, inputs, [np.uint32, np.uint32])
+    assert_bits(got[0], (inputs[0] < inputs[1]).astype(np.uint32), "p")
+    assert_bits(got[1], (inputs[0] >= inputs[1]).astype(np.uint32), "q")

@@ -108,6 +108,23 @@ def test_addresses_convert_between_windows(sim: Simulator) -> None:
     assert out.tolist() == [0, 0]
 
 
+def test_windows_of_generic_addresses(sim: Simulator) -> None:
+    out = np.zeros(4, dtype=np.uint32)
+    body = f"""
+        .shared .align 4 .b8 tile[64]; .local .align 4 .b8 depot[16];
+        {OWN_WORD} mov.u64 %l2, tile; cvta.shared.u64 %l2, %l2;
+        mov.u64 %l3, depot; cvta.local.u64 %l3, %l3;
+        isspacep.shared %p0, %l2; selp.u32 %t1, 1, 0, %p0;
+        isspacep.local %p0, %l3; selp.u32 %t2, 2, 0, %p0; or.b32 %t1, %t1, %t2;
+        isspacep.global %p0, %q0; selp.u32 %t2, 4, 0, %p0; or.b32 %t1, %t1, %t2;
+        isspacep.global %p0, %l2; selp.u32 %t2, 8, 0, %p0; or.b32 %t1, %t1, %t2;
+        isspacep.shared %p0, %q0; selp.u32 %t2, 16, 0, %p0; or.b32 %t1, %t1, %t2;
+        st.global.u32 [%l1], %t1;
+    """
+    sim.run_ptx(kernel(body, ["u64"]), [out], block=(4,))
+    assert out.tolist() == [7] * 4
+
+
 def test_dynamic_shared_memory(sim: Simulator) -> None:
     """An extern array begins after the static one and has the bytes of the launch."""
     out = np.zeros(256, dtype=np.uint32)

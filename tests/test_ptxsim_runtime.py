@@ -88,6 +88,7 @@ def test_large_shared_memory_needs_the_opt_in(probe: ctypes.CDLL, sim: Simulator
     assert launch(probe, sim, 64, 48 * 1024 + 4) == INVALID_VALUE
     assert "expected at most 49152 bytes" in sim.last_error()
     assert probe.probe_opt_in(166_913) == INVALID_VALUE
+    assert probe.probe_last_error() == INVALID_VALUE
     assert probe.probe_opt_in(166_912) == 0
     assert launch(probe, sim, 64, 166_912) == 0
     assert launch(probe, sim, 64, 166_916) == INVALID_VALUE

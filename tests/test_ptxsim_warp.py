@@ -100,6 +100,27 @@ def test_vote_of_a_part_of_the_warp(sim: Simulator) -> None:
     assert_bits(got[1], np.where(LANE < 8, 0xFF, 0xFFFFFF00).astype(np.uint32), "activemask")
 
 
+@pytest.mark.parametrize("bits", [32, 64])
+def test_match(sim: Simulator, bits: int) -> None:
+    """Any: the lanes with the same value; all: every lane or none."""
+    dtype = np.dtype(f"u{bits // 8}")
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 5, 128).astype(dtype) << dtype.type(bits - 4)
+    values[:32] = 7
+    body = f"""
+        match.any.sync.b{bits} %d, %a, {ALL};
+        match.all.sync.b{bits} %d1|%p0, %a, {ALL}; selp.u32 %d2, 1, 0, %p0;
+    """
+    got = lanes(sim, body, [values], [np.uint32] * 3)
+    warps = values.reshape(-1, 32)
+    same = warps[:, :, None] == warps[:, None, :]
+    masks = (same * (np.uint64(1) << LANE.astype(np.uint64))).sum(axis=2).astype(np.uint32)
+    every = np.repeat((warps == warps[:, :1]).all(axis=1), 32)
+    assert_bits(got[0], masks.ravel(), "match.any")
+    assert_bits(got[1], np.where(every, 0xFFFFFFFF, 0).astype(np.uint32), "match.all")
+    assert_bits(got[2], every.astype(np.uint32), "match.all predicate")
+
+
 @pytest.mark.parametrize("kind", ["u32", "s32", "b32"])
 def test_redux(sim: Simulator, kind: str) -> None:
     dtype = np.int32 if kind == "s32" else np.uint32

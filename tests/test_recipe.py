@@ -153,10 +153,31 @@ def test_heads_are_selected_by_name_only(models: dict[str, nn.Module]) -> None:
     assert made["text_projection"].spec is None
 
 
+def test_a_section_selects_a_component_of_heads_alone(models: dict[str, nn.Module]) -> None:
+    """LLaVA's connector is its projector; that of BLIP-2 has a Q-Former, and keeps its head."""
+    projector = [f"model.multi_modal_projector.linear_{n}" for n in (1, 2)]
+
+    def packed(recipe: dict[str, Any], name: str) -> list[str]:
+        made = decisions(recipe, models[name])
+        return [path for path, layer in made.items() if layer.spec is not None]
+
+    assert packed({"connector": {"bits": 8}}, "llava") == projector
+    result = plan(parse_recipe({"connector": {"bits": 8}}), models["llava"])
+    assert [note.partition(":")[0] for note in result.coverage.notes] == projector
+    assert packed({"connector": {"bits": 8}, "heads": ["*linear_2"]}, "llava") == projector[1:]
+    assert not set(projector) & set(packed({"all": {"bits": 4}}, "llava"))
+    assert packed({"connector": {"bits": 16}}, "llava") == []
+    assert "language_projection" not in packed({"connector": {"bits": 8}}, "blip2-opt")
+
+
 @pytest.mark.parametrize(
     ("name", "recipe", "message"),
     [
-        ("llava", {"connector": {}}, "connector: expected at least one linear.*linear_1"),
+        (
+            "blip2-retrieval",
+            {"language": {}},
+            "^language: expected a section of a component that the model has, vision or connector$",
+        ),
         (
             "llava",
             {"all": {}, "overrides": [{"match": "*.fc3"}]},
@@ -165,7 +186,8 @@ def test_heads_are_selected_by_name_only(models: dict[str, nn.Module]) -> None:
         (
             "blip2-opt",
             {"all": {}, "overrides": [{"match": "*lm_head"}]},
-            "selects none; heads .*lm_head.* are dense unless listed",
+            r"selects none; heads are dense unless listed, expected heads: "
+            r"\[language_model.lm_head\] beside it",
         ),
         (
             "blip2-opt",
@@ -250,6 +272,9 @@ def test_files_and_text_forms_agree(tmp_path: Path) -> None:
     assert load_recipe(tmp_path / "r.yaml") == recipe == load_recipe(tmp_path / "r.json")
     assert parse_recipe(recipe.to_dict()) == recipe
     assert parse_recipe("") == Recipe()
+    (tmp_path / "r.yaml").write_text("seed: 7")
+    with pytest.raises(MmqError, match="expected all, vision, connector, language or overrides"):
+        load_recipe(tmp_path / "r.yaml")
     (tmp_path / "r.yaml").write_text("vison: {}")
     with pytest.raises(MmqError, match=r"r\.yaml: vison: unknown key"):
         load_recipe(tmp_path / "r.yaml")

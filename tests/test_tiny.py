@@ -18,9 +18,11 @@ from safetensors import safe_open
 from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from mmq_evals import tiny
+from mmq_evals.errors import EvalError
 from mmq_evals.tiny import architectures, data, score
 from mmq_evals.tiny.scenes import (
     SPLIT_SIZES,
+    WIDTHS,
     Scene,
     Thing,
     captions,
@@ -123,8 +125,8 @@ def test_captions_and_answers_agree_with_the_picture() -> None:
     assert answers["what shape is the blue object?"] == "ring"
     assert answers["how many shapes are there?"] == "two"
     assert answers["what is the background?"] == "pale"
-    assert answers["is the large red star left of the small blue ring?"] == "yes"
-    assert answers["is the large red star above the small blue ring?"] == "no"
+    assert answers["how many pixels wide is the star?"] == "16"
+    assert answers["how many pixels wide is the ring?"] == "10"
     assert answers["what is right of the large red star?"] == "blue ring"
 
 
@@ -133,11 +135,12 @@ def test_yes_and_no_are_balanced() -> None:
         q
         for id, shown in scenes("train", 600)
         for q in questions(shown, random.Random(id))
-        if q.type in ("relation", "exists")
+        if q.type == "exists"
     ]
-    for kind in ("relation", "exists"):
-        answers = Counter(q.answer for q in asked if q.type == kind)
-        assert 0.4 < answers["yes"] / answers.total() < 0.6
+    answers = Counter(q.answer for q in asked)
+    assert 0.4 < answers["yes"] / answers.total() < 0.6
+    widths = {thing.width for _, shown in scenes("train", 600) for thing in shown.things}
+    assert widths == set(WIDTHS)
 
 
 # Items
@@ -170,7 +173,7 @@ def test_easy_vqa_official_split() -> None:
 
 def test_missing_easy_vqa_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "easy_vqa", None)
-    with pytest.raises(ModuleNotFoundError, match=r"install the extra mmq\[tiny\]"):
+    with pytest.raises(EvalError, match=r"the extra mmq\[tiny\]"):
         data.vqa_items("test", "easy-vqa")
 
 
@@ -235,7 +238,7 @@ def test_score_is_far_above_the_blind_baselines(
     elif name == "tiny-llava":
         for source in ("scenes", "easy-vqa"):
             best = max(got[f"{source} majority"], got[f"{source} question_only"])
-            assert got[f"{source} accuracy"] > best + 0.1
+            assert got[f"{source} accuracy"] > best + (0.4 if source == "scenes" else 0.2)
     else:
         assert min(got["matching text_r1"], got["matching image_r1"]) > 15 * got["chance"]
 
@@ -258,10 +261,10 @@ def test_checkpoint_round_trips(
 def test_processor_has_no_unknown_words(
     loaded: tuple[str, PreTrainedModel, ProcessorMixin],
 ) -> None:
-    _, _, processor = loaded
+    name, _, processor = loaded
     for id, shown in scenes("train", 200):
-        asked = questions(shown, random.Random(id))
-        for text in [*captions(shown), *(f"{q.text} {q.answer}" for q in asked)]:
+        asked = [f"{q.text} {q.answer}" for q in questions(shown, random.Random(id))]
+        for text in asked if name == "tiny-llava" else captions(shown):
             assert architectures.UNK not in processor.tokenizer(text)["input_ids"], text
 
 

@@ -5,8 +5,8 @@
 
 For each torch the compiled module is imported, one packed product is compared with the dense one,
 the mapped libraries are checked for a second OpenMP runtime, and the CUDA kernels (a wheel that was
-built beside nvcc must have them) are opened and say what this machine lacks. With ``--full`` the tiny LLaVA is
-quantized and evaluated by the installed command alone, away from the source tree.
+built beside nvcc must have them) are opened and say what this machine lacks. With ``--full`` the
+tiny LLaVA is quantized and evaluated by the installed command alone, away from the source tree.
 """
 
 from __future__ import annotations

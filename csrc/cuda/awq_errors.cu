@@ -60,7 +60,7 @@ constexpr int64_t kMaxBlocks = 0x7fffffff;
 
 struct Problem {
   const float *w, *candidates, *factor;
-  GroupGrid* grids;  // [count, n, groups]
+  GroupGrid* grids;  // [count, groups, n]: 4 rows of a patch share a sector
   double* partial;   // [count, tiles_t, tiles_n]
   int64_t n, rows, count;
   int k, group_size, groups, bits;
@@ -95,10 +95,10 @@ int64_t grids_bytes(const Problem& p) {
 // `width` neighbouring lanes, a power of two, take a group; their columns in turn.
 __global__ void __launch_bounds__(kThreads) awq_grids_kernel(Problem p, int width) {
   const int64_t thread = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  const int64_t cell = thread / width;  // (row, group)
+  const int64_t cell = thread / width;  // (group, row)
   const bool inside = cell < p.n * p.groups;
-  const int64_t row = inside ? cell / p.groups : 0;
-  const int group = inside ? static_cast<int>(cell - row * p.groups) : 0;
+  const int group = inside ? static_cast<int>(cell / p.n) : 0;
+  const int64_t row = inside ? cell - group * p.n : 0;
   const int first = group * p.group_size;
   const int last = min(first + p.group_size, p.k);
   const int lane = threadIdx.x & (width - 1);
@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(kThreads) awq_grids_kernel(Problem p, int widt
     }
     if (!ordered) low = high = float_of(kNanBits);
     if (inside && lane == 0)
-      p.grids[(c * p.n + row) * p.groups + group] =
+      p.grids[(c * p.groups + group) * p.n + row] =
           make_grid(low, high, p.bits, p.kind, p.scale_type);
   }
 }
@@ -146,27 +146,62 @@ __device__ Patch patch_of_thread() {
           warp % kWarpsPerPatchRow * kPatchCols + lane / kPatchRows};
 }
 
-// Columns [first, first + kDepth) of both tiles. Outside of the matrices: w = 0 with the grid
-// (1, 0) and factor 0, so that D and its product are 0.
-__device__ void fetch(const Problem& p, int64_t candidate, int64_t row_n, int64_t row_t, int first,
-                      Fetched& to) {
+// Where this thread reads next. Addresses are kept and stepped, not recomputed: a multiplication in
+// 64 bits per load would cost a fifth of the multiply-adds.
+struct Source {
+  const float *w, *s, *factor;  // at this thread's first row and column of the tile
+  const GroupGrid* grids;       // of the candidate, at this thread's first row
+  int col;
+  int passes_n, passes_t;  // how many of its rows exist
+};
+
+__device__ int passes_of(int64_t rows, int passes) {
+  if (rows <= 0) return 0;
+  const int64_t needed = ceil_div(rows, kRowStep);
+  return needed < passes ? static_cast<int>(needed) : passes;
+}
+
+__device__ Source source_of_thread(const Problem& p, int64_t candidate, int64_t row_n,
+                                   int64_t row_t) {
   const Patch at = patch_of_thread();
-  const int col = first + at.col;
-  const bool inside = col < p.k;
-  const int group = inside ? col / p.group_size : 0;
-  to.s = inside ? p.candidates[candidate * p.k + col] : 1.f;
+  Source source;
+  source.w = p.w + (row_n + at.row) * p.k + at.col;
+  source.s = p.candidates + candidate * p.k + at.col;
+  source.factor = p.factor + (row_t + at.row) * p.k + at.col;
+  source.grids = p.grids + candidate * p.groups * p.n + row_n + at.row;
+  source.col = at.col;
+  source.passes_n = passes_of(p.n - row_n - at.row, kPassesN);
+  source.passes_t = passes_of(p.rows - row_t - at.row, kPassesT);
+  return source;
+}
+
+// Reads the next kDepth columns of both tiles. Outside of the matrices: w = 0 with the grid (1, 0)
+// and factor 0.
+__device__ void fetch(const Problem& p, Source& from, Fetched& to) {
+  const bool inside = from.col < p.k;
+  const int passes_n = inside ? from.passes_n : 0;
+  const int passes_t = inside ? from.passes_t : 0;
+  const int group = inside ? from.col / p.group_size : 0;
+  const int64_t stride = int64_t{kRowStep} * p.k;
+  to.s = inside ? *from.s : 1.f;
+  const float* w = from.w;
+  const GroupGrid* grid = from.grids + group * p.n;
 #pragma unroll
   for (int i = 0; i < kPassesN; ++i) {
-    const int64_t row = row_n + at.row + i * kRowStep;
-    const bool valid = inside && row < p.n;
-    to.w[i] = valid ? p.w[row * p.k + col] : 0.f;
-    to.grid[i] = valid ? p.grids[(candidate * p.n + row) * p.groups + group] : GroupGrid{1.f, 0.f};
+    to.w[i] = i < passes_n ? *w : 0.f;
+    to.grid[i] = i < passes_n ? grid[i * kRowStep] : GroupGrid{1.f, 0.f};
+    w += stride;
   }
+  const float* factor = from.factor;
 #pragma unroll
   for (int i = 0; i < kPassesT; ++i) {
-    const int64_t row = row_t + at.row + i * kRowStep;
-    to.factor[i] = inside && row < p.rows ? p.factor[row * p.k + col] : 0.f;
+    to.factor[i] = i < passes_t ? *factor : 0.f;
+    factor += stride;
   }
+  from.w += kDepth;
+  from.s += kDepth;
+  from.factor += kDepth;
+  from.col += kDepth;
 }
 
 // Quantizes, and writes both tiles to shared memory. Outside of w the code may be any (1 with a
@@ -236,8 +271,9 @@ __global__ void __launch_bounds__(kThreads, 1) awq_products_kernel(Problem p) {
 
   float total[kRows][kFactors] = {};
   float chain[kRows][kFactors] = {};
+  Source source = source_of_thread(p, candidate, row_n, row_t);
   Fetched next;
-  fetch(p, candidate, row_n, row_t, 0, next);
+  fetch(p, source, next);
   stage<kFloatZero>(p, row_n, 0, next, rule, smem_d[0], smem_f[0]);
   int buffer = 0;
   int in_chain = 0;
@@ -246,7 +282,7 @@ __global__ void __launch_bounds__(kThreads, 1) awq_products_kernel(Problem p) {
   for (int first = 0; first < p.k; first += kDepth) {
     __syncthreads();
     const bool more = first + kDepth < p.k;
-    if (more) fetch(p, candidate, row_n, row_t, first + kDepth, next);
+    if (more) fetch(p, source, next);
     multiply(smem_d[buffer], smem_f[buffer], chain);
     in_chain += kDepth;
     if (in_chain == kChainCols || !more) {

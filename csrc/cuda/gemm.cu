@@ -123,7 +123,7 @@ cudaError_t make_plan(const PackedGemmArgs& args, Plan& plan) {
     params.x_cols = static_cast<int>(staged_cols);
   }
   if (plan.sums_rows) {
-    // Kernels read the sums of whole row tiles; those of rows that do not exist are never stored.
+    // Kernels read the sums of whole row tiles; results of rows that do not exist are not stored.
     params.row_sum_stride = static_cast<int>(ceil_div(args.m, kGemmTileM) * kGemmTileM);
     plan.row_sums_at = plan.bytes;
     plan.bytes = aligned(plan.bytes +
@@ -140,6 +140,7 @@ cudaError_t make_plan(const PackedGemmArgs& args, Plan& plan) {
                   static_cast<int>(args.k),
                   static_cast<int>(staged_cols),
                   params.row_sum_stride,
+                  plan.is_gemv ? kGemvMaxRows : params.m_tiles * plan.tile_m,
                   params.run_steps * kStepCols};
   if (plan.stages_x) params.x = plan.prepare.staged = base + plan.staged_at;
   if (plan.sums_rows) {
@@ -157,6 +158,8 @@ cudaError_t launch_prepare(const PrepareParams& params, ActivationType activatio
   for (int first = 0; first < params.m; first += kMostRows) {
     PrepareParams part = params;
     part.m = std::min(params.m - first, kMostRows);
+    const bool is_last = first + part.m == params.m;
+    part.sum_rows = is_last ? params.sum_rows - first : part.m;
     part.x = static_cast<const uint16_t*>(params.x) + int64_t{first} * params.k;
     if (part.staged != nullptr) {
       part.staged = static_cast<uint16_t*>(params.staged) + int64_t{first} * params.staged_cols;

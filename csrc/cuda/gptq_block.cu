@@ -55,7 +55,7 @@ __device__ void stage_factor(const float* __restrict__ u, int cols, float* smem_
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
       const int j = c * kLanes + lane;
-      if (j >= i && j < cols) smem_u[base + j] = u[int64_t{i} * cols + j];
+      if (j >= i && j < cols) smem_u[base + j] = u[i * cols + j];
     }
   }
   // One, so that no lane divides by zero, which is slow.

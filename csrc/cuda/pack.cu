@@ -2,12 +2,13 @@
 // pack and unpack: codes to the canonical bit stream of packing.h and back, bit for bit what the
 // CPU makes.
 //
-// 32 codes fill exactly `bits` words, so a warp treats 32 codes of one row at a time: lane i holds
-// code i when reading or writing codes, and word i (i < bits) when reading or writing words. Both
-// sides are coalesced: 32 bytes of codes (one sector) against bits * 4 bytes of words.
+// 32 codes, a chunk, fill exactly `bits` words. A warp treats kChunks = 8 chunks of one row: lane i
+// holds code i of each chunk on one side, and words i and i + 32 of the 8 * bits words on the
+// other, moved by shuffles. Both sides are coalesced and whole sectors: 32 bytes of codes per
+// chunk, bits * 32 bytes of words.
 //
-//   grid.x   chunks of 32 codes, kChunksPerBlock a block, rows * ceil(cols / 32) of them in all
-//   block    kChunksPerBlock warps
+//   grid.x   rows * ceil(cols / 256) warps, kWarps a block
+//   block    kWarps warps
 #include <cuda_runtime.h>
 
 #include "cuda/launchers.h"
@@ -16,68 +17,102 @@
 namespace mmq::cuda {
 namespace {
 
-constexpr int kChunksPerBlock = 8;
+constexpr int kWarps = 8;
 constexpr int kLanes = 32;
+constexpr int kChunks = 8;
+constexpr int kWarpCols = kChunks * kLanes;
 constexpr unsigned kAllLanes = 0xffffffffu;
+static_assert(kChunks * kMaxBits <= 2 * kLanes, "two words per lane");
 
-struct Chunk {
-  int64_t row, first_col, word;  // word: index of the chunk's first word in the row
+// The part of a row that a warp treats.
+struct Part {
+  int64_t row, col, word;  // first column, and first word within the row
 };
 
-__device__ Chunk chunk_of(int64_t index, int64_t chunks_per_row, int bits) {
-  const int64_t row = index / chunks_per_row;
-  const int64_t chunk = index - row * chunks_per_row;
-  return {row, chunk * kLanes, chunk * bits};
+__device__ bool part_of_warp(int64_t rows, int64_t cols, int bits, Part& part) {
+  const int64_t parts_per_row = ceil_div(cols, kWarpCols);
+  const int64_t index = int64_t{blockIdx.x} * kWarps + threadIdx.x / kLanes;
+  part.row = index / parts_per_row;
+  const int64_t within = index - part.row * parts_per_row;
+  part.col = within * kWarpCols;
+  part.word = within * kChunks * bits;
+  return part.row < rows;
 }
 
-__global__ void __launch_bounds__(kChunksPerBlock* kLanes)
-    pack_kernel(const uint8_t* __restrict__ codes, int64_t rows, int64_t cols, int bits,
-                int64_t chunks_per_row, uint32_t* __restrict__ words) {
-  const int lane = threadIdx.x % kLanes;
-  const int64_t index = int64_t{blockIdx.x} * kChunksPerBlock + threadIdx.x / kLanes;
-  if (index >= rows * chunks_per_row) return;
-  const Chunk at = chunk_of(index, chunks_per_row, bits);
-  const int64_t col = at.first_col + lane;
-  const uint32_t code = col < cols ? codes[at.row * cols + col] : 0;
-  // Word `lane` of the chunk holds bits [32 lane, 32 lane + 32): codes lane * 32 / bits and on. The
-  // loop is uniform over the warp, as shuffles need; at most 17 codes touch a word (2 bits: 16).
-  const int first_code = lane * kWordBits / bits;
-  const int codes_per_word = (kWordBits - 1) / bits + 2;
+// Word `lane` of the 32 codes that the lanes hold: its bits [32 lane, 32 lane + 32) of the stream
+// begin in code lane * 32 / bits. Of use to lanes below `bits` only, but all take part.
+__device__ uint32_t word_of_chunk(uint32_t code, int lane, int bits) {
+  const int first = lane * kWordBits / bits;
+  const int most = (kWordBits - 1) / bits + 2;  // codes that touch a word
   uint32_t word = 0;
-  for (int i = 0; i < codes_per_word; ++i) {
-    const int from = first_code + i;
+  for (int i = 0; i < most; ++i) {
+    const int from = first + i;
     const uint32_t other = __shfl_sync(kAllLanes, code, from & (kLanes - 1));
-    const int shift = from * bits - lane * kWordBits;  // of the code's lowest bit within the word
-    if (shift >= kWordBits || from >= kLanes) continue;
-    word |= shift >= 0 ? other << shift : other >> -shift;
+    const int shift = from * bits - lane * kWordBits;  // of the code's lowest bit in the word
+    if (shift < kWordBits) word |= shift >= 0 ? other << shift : other >> -shift;
+  }
+  return word;
+}
+
+__global__ void __launch_bounds__(kWarps* kLanes)
+    pack_kernel(const uint8_t* __restrict__ codes, int64_t rows, int64_t cols, int bits,
+                uint32_t* __restrict__ words) {
+  const int lane = threadIdx.x % kLanes;
+  Part at;
+  if (!part_of_warp(rows, cols, bits, at)) return;
+  uint32_t low = 0, high = 0;  // words `lane` and `lane + 32` of the part
+  for (int chunk = 0; chunk < kChunks; ++chunk) {
+    const int64_t col = at.col + chunk * kLanes + lane;
+    const uint32_t code = col < cols ? codes[at.row * cols + col] : 0;
+    const uint32_t word = word_of_chunk(code, lane, bits);
+    const int from_low = lane - chunk * bits;  // this lane's words, within the chunk
+    const int from_high = from_low + kLanes;
+    const uint32_t for_low = __shfl_sync(kAllLanes, word, from_low & (kLanes - 1));
+    const uint32_t for_high = __shfl_sync(kAllLanes, word, from_high & (kLanes - 1));
+    if (from_low >= 0 && from_low < bits) low = for_low;
+    if (from_high >= 0 && from_high < bits) high = for_high;
   }
   const int64_t words_per_row = row_words(cols, bits);
-  if (lane < bits && at.word + lane < words_per_row)
-    words[at.row * words_per_row + at.word + lane] = word;
+  const int64_t left = words_per_row - at.word;
+  const int64_t count = left < kChunks * bits ? left : kChunks * bits;
+  uint32_t* to = words + at.row * words_per_row + at.word;
+  if (lane < count) to[lane] = low;
+  if (lane + kLanes < count) to[lane + kLanes] = high;
 }
 
-__global__ void __launch_bounds__(kChunksPerBlock* kLanes)
+__global__ void __launch_bounds__(kWarps* kLanes)
     unpack_kernel(const uint32_t* __restrict__ words, int64_t rows, int64_t cols, int bits,
-                  int64_t chunks_per_row, uint8_t* __restrict__ codes) {
+                  uint8_t* __restrict__ codes) {
   const int lane = threadIdx.x % kLanes;
-  const int64_t index = int64_t{blockIdx.x} * kChunksPerBlock + threadIdx.x / kLanes;
-  if (index >= rows * chunks_per_row) return;
-  const Chunk at = chunk_of(index, chunks_per_row, bits);
+  Part at;
+  if (!part_of_warp(rows, cols, bits, at)) return;
   const int64_t words_per_row = row_words(cols, bits);
-  uint32_t word = 0;
-  if (lane < bits && at.word + lane < words_per_row)
-    word = words[at.row * words_per_row + at.word + lane];
-  const int bit = lane * bits;
-  const uint32_t low = __shfl_sync(kAllLanes, word, bit / kWordBits);
-  const uint32_t high = __shfl_sync(kAllLanes, word, (bit / kWordBits + 1) & (kLanes - 1));
-  const uint32_t code = __funnelshift_r(low, high, bit % kWordBits) & max_code(bits);
-  const int64_t col = at.first_col + lane;
-  if (col < cols) codes[at.row * cols + col] = static_cast<uint8_t>(code);
+  const int64_t left = words_per_row - at.word;
+  const int64_t count = left < kChunks * bits ? left : kChunks * bits;
+  const uint32_t* from = words + at.row * words_per_row + at.word;
+  const uint32_t low = lane < count ? from[lane] : 0;
+  const uint32_t high = lane + kLanes < count ? from[lane + kLanes] : 0;
+  for (int chunk = 0; chunk < kChunks; ++chunk) {
+    const int64_t col = at.col + chunk * kLanes + lane;
+    // The code lies in word `first` and, if it crosses a border, the next one.
+    const int bit = lane * bits;
+    const int first = chunk * bits + bit / kWordBits;
+    uint32_t window[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int word = first + i;
+      const uint32_t in_low = __shfl_sync(kAllLanes, low, word & (kLanes - 1));
+      const uint32_t in_high = __shfl_sync(kAllLanes, high, word & (kLanes - 1));
+      window[i] = word < kLanes ? in_low : in_high;
+    }
+    const uint32_t code = __funnelshift_r(window[0], window[1], bit % kWordBits) & max_code(bits);
+    if (col < cols) codes[at.row * cols + col] = static_cast<uint8_t>(code);
+  }
 }
 
-// Blocks for rows * ceil(cols / 32) chunks, or 0 if a grid cannot have so many.
-unsigned block_count(int64_t rows, int64_t chunks_per_row) {
-  const int64_t blocks = ceil_div(rows * chunks_per_row, kChunksPerBlock);
+// Blocks for all rows, or 0 if a grid cannot have so many.
+unsigned block_count(int64_t rows, int64_t cols) {
+  const int64_t blocks = ceil_div(rows * ceil_div(cols, kWarpCols), kWarps);
   return blocks > 0x7fffffff ? 0 : static_cast<unsigned>(blocks);
 }
 
@@ -89,11 +124,10 @@ int mmq_cuda_pack(const uint8_t* codes, int64_t rows, int64_t cols, int bits, ui
   using namespace mmq::cuda;
   if (rows == 0 || cols == 0) return kOk;
   if (bits < mmq::kMinBits || bits > mmq::kMaxBits) return kUnsupported;
-  const int64_t chunks = mmq::ceil_div(cols, kLanes);
-  const unsigned blocks = block_count(rows, chunks);
+  const unsigned blocks = block_count(rows, cols);
   if (blocks == 0) return kUnsupported;
-  pack_kernel<<<blocks, kChunksPerBlock * kLanes, 0, static_cast<cudaStream_t>(stream)>>>(
-      codes, rows, cols, bits, chunks, words);
+  pack_kernel<<<blocks, kWarps * kLanes, 0, static_cast<cudaStream_t>(stream)>>>(codes, rows, cols,
+                                                                                 bits, words);
   return cudaGetLastError();
 }
 
@@ -102,10 +136,9 @@ int mmq_cuda_unpack(const uint32_t* words, int64_t rows, int64_t cols, int bits,
   using namespace mmq::cuda;
   if (rows == 0 || cols == 0) return kOk;
   if (bits < mmq::kMinBits || bits > mmq::kMaxBits) return kUnsupported;
-  const int64_t chunks = mmq::ceil_div(cols, kLanes);
-  const unsigned blocks = block_count(rows, chunks);
+  const unsigned blocks = block_count(rows, cols);
   if (blocks == 0) return kUnsupported;
-  unpack_kernel<<<blocks, kChunksPerBlock * kLanes, 0, static_cast<cudaStream_t>(stream)>>>(
-      words, rows, cols, bits, chunks, codes);
+  unpack_kernel<<<blocks, kWarps * kLanes, 0, static_cast<cudaStream_t>(stream)>>>(
+      words, rows, cols, bits, codes);
   return cudaGetLastError();
 }

@@ -18,6 +18,7 @@ struct PrepareParams {
   float* row_sums;        // [staged_cols / run_cols, row_sum_stride] or null
   int m, k, staged_cols;
   int row_sum_stride;
+  int sum_rows;  // m and the rows of padding that kernels read sums of: those are zero
   int run_cols;  // 16, 32 or 64
 };
 
@@ -59,8 +60,12 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare_activations(const Pre
     const int threads = params.run_cols / kPrepareCols;
     for (int step = 1; step < threads; step *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
     if (threadIdx.x % threads == 0 && first_col < params.staged_cols) {
-      params.row_sums[static_cast<int64_t>(first_col / params.run_cols) * params.row_sum_stride +
-                      row] = sum;
+      float* sums = params.row_sums +
+                    static_cast<int64_t>(first_col / params.run_cols) * params.row_sum_stride;
+      sums[row] = sum;
+      if (row == params.m - 1) {
+        for (int padding = params.m; padding < params.sum_rows; ++padding) sums[padding] = 0.0f;
+      }
     }
   }
 }

@@ -23,7 +23,7 @@ from mmq_evals.errors import EvalError
 from mmq_evals.tasks.build import Data, model_class
 from mmq_evals.tasks.captioning import PROTOCOLS as CAPTION_PROTOCOLS
 from mmq_evals.tasks.retrieval import MAX_TEXT_TOKENS, prepare_text
-from mmq_evals.tasks.vqa import PROTOCOLS as VQA_PROTOCOLS
+from mmq_evals.tasks.vqa import LLAVA
 from mmq_evals.tiny.data import CalibrationSample
 from mmq_evals.tiny.data import calibration_samples as tiny_samples
 
@@ -86,7 +86,7 @@ def _training_items(dataset: Dataset[Any], root: Path, count: int) -> Sequence[A
 
 
 def _question_sample(item: VqaItem, processor: Any) -> CalibrationSample:
-    prompt = VQA_PROTOCOLS["llava"].prompt.replace("{}", item.question)
+    prompt = LLAVA.prompt.replace("{}", item.question)
     answer = max(item.answers, key=item.answers.count)
     text = f"{prompt} {answer}{processor.tokenizer.eos_token or ''}"
     image = read_image(item.id, item.image)

@@ -18,26 +18,24 @@ from typing import Any, Final
 import mmq
 from mmq_evals import tiny
 from mmq_evals.calibration import calibration_samples
-from mmq_evals.run import evaluate, tasks_for
+from mmq_evals.errors import EvalError
+from mmq_evals.run import evaluate, make_folder, tasks_for
 
 GROUP_SIZE: Final = 64
 BITS: Final = (4, 3)
 METHODS: Final = ("uniform", "rtn", "gptq", "awq")
 CALIBRATION_SAMPLES: Final = 64
 # Items per task in the demo; CIDEr's document frequencies stay those of the whole split.
-LIMITS: Final = {"captioning": 250, "retrieval": 100, "vqa": 800, "easy-vqa": 800}
+LIMITS: Final = {"captioning": 250, "retrieval": 100, "vqa": 2000, "easy-vqa": 800}
 
-# One recipe with a method and a width per component; heads belong to the connector.
+# One recipe with a method and a width per component, the connector's heads included.
 MIXED: Final[Mapping[str, Any]] = {
     "vision": {"method": "gptq", "bits": 4, "group_size": GROUP_SIZE},
     "connector": {"method": "rtn", "bits": 8, "group_size": GROUP_SIZE},
     "language": {"method": "awq", "bits": 3, "group_size": GROUP_SIZE},
     "overrides": [{"third": "end", "layer_type": "mlp", "bits": 4}],
 }
-_CONNECTOR_HEADS: Final = {
-    "tiny-llava": ["model.multi_modal_projector.*"],
-    "tiny-blip2-caption": ["language_projection"],
-}
+_CONNECTOR_HEADS: Final = {"tiny-blip2-caption": ["language_projection"]}
 
 
 @dataclass(frozen=True)
@@ -113,9 +111,11 @@ def run_demo(
     ``limit`` bounds the items of every task further than the demo does. Packed checkpoints, rows
     and results of each run stay in ``out``. ``progress`` receives one line per step.
 
-    Raises MmqError or EvalError on bad input.
+    Raises MmqError on bad input, EvalError among them.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    if limit is not None and limit < 1:
+        raise EvalError(f"limit: expected at least 1, got {limit}")
+    make_folder(out)
     started = time.monotonic()
     rows: list[DemoRow] = []
     for name in models:

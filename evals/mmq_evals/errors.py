@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one error of the evaluation package."""
+"""The error of the evaluation package, a kind of mmq's own."""
 
 from __future__ import annotations
 
+from mmq.errors import MmqError
 
-class EvalError(ValueError):
-    """Bad input, refused. The message is one line: what was expected, what came, and where."""
+
+class EvalError(MmqError):
+    """Bad input of an evaluation: a dataset, an image, a metric's arguments. One line."""

@@ -20,13 +20,22 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mmq_evals.errors import EvalError
 from mmq_evals.stats import paired_difference
 from mmq_evals.tasks.base import Row, Task, by_metric, clusters_of
 from mmq_evals.tasks.build import Data, build_tasks, model_class, tasks_for
 from mmq_evals.tasks.captioning import Captioning
 
-__all__ = ["evaluate", "format_result", "protocol_hash", "read_result", "tasks_for"]
+__all__ = [
+    "evaluate",
+    "format_result",
+    "make_folder",
+    "protocol_hash",
+    "read_result",
+    "tasks_for",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -74,9 +83,9 @@ def evaluate(
         What ``result.json`` holds. Scores are in [0, 1], CIDEr in [0, 10].
 
     Raises:
-        EvalError: a task does not fit the model, data is missing, an image does not decode, or the
-            reference is of another protocol. All but undecodable images are found before the model
-            runs.
+        EvalError: a task does not fit the model, a weight is not finite, data is missing, an image
+            does not decode, ``out_dir`` is a file, or the reference is of another protocol. All but
+            undecodable images are found before the model runs.
     """
     if batch_size < 1:
         raise EvalError(f"batch_size: expected at least 1, got {batch_size}")
@@ -85,11 +94,12 @@ def evaluate(
         if not tasks:
             raise EvalError(f"data: {data} has no dataset for any task of {model_class(model)}")
     built = build_tasks(model, tasks, data, split, limit)
+    _check_finite(model)
     common = _common_protocol(model, processor, batch_size)
     protocols = {name: _protocol(task, common, limit) for name, task in built.items()}
     references = None if reference is None else _check_reference(reference, protocols)
 
-    out_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(out_dir)
     model.eval()
     result: dict[str, Any] = {
         "format": FORMAT,
@@ -137,6 +147,21 @@ def evaluate(
         os.replace(part, final)
     _write_json(out_dir / RESULT_FILE, result)
     return result
+
+
+def make_folder(path: Path) -> None:
+    """The folder with its parents; EvalError where it cannot be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EvalError(f"out: expected a folder, got {path} ({error.strerror})") from error
+
+
+def _check_finite(model: Any) -> None:
+    """A broken checkpoint gives answers, too; packed weights are checked where they are loaded."""
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise EvalError(f"{name}: expected finite weights, got NaN or infinity")
 
 
 def read_result(path: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@
 
 ``mmq.rtn``, ``mmq.gptq`` and ``mmq.awq`` work on one weight matrix and return it packed with a
 report; ``mmq.QuantLinear`` is the layer that runs it. transformers is imported when a model is
-loaded or saved, not before.
+loaded or saved, not before; its own ``from_pretrained`` reads packed folders once mmq is imported.
 """
 
 from mmq.awq import awq
@@ -20,6 +20,7 @@ from mmq.options import AwqOptions, GptqOptions
 from mmq.packed import PackedWeight
 from mmq.quantize import ProgressEvent, quantize
 from mmq.recipe import Recipe, load_recipe, parse_recipe
+from mmq.registration import register_with_transformers
 from mmq.report import Report
 from mmq.rtn import rtn
 from mmq.spec import QuantSpec
@@ -45,3 +46,5 @@ __all__ = [
     "rtn",
     "save",
 ]
+
+register_with_transformers()

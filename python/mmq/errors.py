@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one error of this package: something that came was not what was expected."""
+"""The base of the project's errors: something that came was not what was expected."""
 
 from __future__ import annotations
 

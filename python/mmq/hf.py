@@ -3,8 +3,8 @@
 
 Importing this module registers quant_method "mmq", so that ``from_pretrained`` replaces the linears
 named in the configuration's module table by empty packed layers on the meta device, loads the
-canonical tensors by their names, and prepares the layers for the kernels. ``mmq.load`` is the
-documented entry: it also checks the file first.
+canonical tensors by their names, and prepares the layers for the kernels. ``mmq.registration``
+imports it in time. ``mmq.load`` is the documented entry: it also checks the file first.
 """
 
 from __future__ import annotations

@@ -81,11 +81,15 @@ class Plan:
 def plan(recipe: Recipe, model: nn.Module) -> Plan:
     """Decides for every linear of ``model``.
 
+    A component of heads alone, such as LLaVA's projector, is selected by its section, unless the
+    recipe lists some of its heads.
+
     Raises MmqError for an unsupported model, a section, override or head that selects no linear, a
     tied head without ``untie_heads``, and settings that contradict each other on some linear.
     """
     units = resolve(model)
-    heads = _selected_heads(recipe, units)
+    listed = _selected_heads(recipe, units)
+    heads = listed | _implied_heads(recipe, units, listed)
     candidates = [unit for unit in units if unit.layer_type != "head" or unit.path in heads]
     matches = [
         Match(f"heads: {pattern}", sum(fnmatchcase(path, pattern) for path in heads))
@@ -95,9 +99,10 @@ def plan(recipe: Recipe, model: nn.Module) -> Plan:
         if recipe.section(component) is not None:
             count = sum(unit.component == component for unit in candidates)
             if count == 0:
+                present = [name for name in COMPONENTS if any(u.component == name for u in units)]
                 raise MmqError(
-                    f"{component}: expected at least one linear, this model has none outside its "
-                    f"heads; {_head_hint(units)}"
+                    f"{component}: expected a section of a component that the model has, "
+                    f"{' or '.join(present)}"
                 )
             matches.append(Match(component, count))
     chosen: dict[str, list[Override]] = {unit.path: [] for unit in candidates}
@@ -105,8 +110,10 @@ def plan(recipe: Recipe, model: nn.Module) -> Plan:
         selected = [unit for unit in candidates if _is_selected(override, unit)]
         label = _label(index, override)
         if not selected:
-            hint = f"; {_head_hint(units)}" if any(_is_selected(override, u) for u in units) else ""
-            raise MmqError(f"{label}: expected at least one linear, it selects none{hint}")
+            raise MmqError(
+                f"{label}: expected at least one linear, it selects none"
+                + _head_hint([unit for unit in units if _is_selected(override, unit)])
+            )
         matches.append(Match(label, len(selected)))
         for unit in selected:
             chosen[unit.path].append(override)
@@ -116,7 +123,12 @@ def plan(recipe: Recipe, model: nn.Module) -> Plan:
         else (unit, LayerPlan("none", reason="head, not selected"))
         for unit in units
     )
-    return Plan(recipe, layers, _coverage(recipe, layers, tuple(matches)))
+    notes = [
+        f"{unit.path}: a head, selected by the section {unit.component}"
+        for unit in units
+        if unit.path in heads - listed
+    ]
+    return Plan(recipe, layers, _coverage(recipe, layers, tuple(matches), notes))
 
 
 def _decide(recipe: Recipe, unit: LinearUnit, overrides: list[Override]) -> LayerPlan:
@@ -175,22 +187,37 @@ def _label(index: int, override: Override) -> str:
     return f"overrides.{index} ({selectors})"
 
 
-def _head_hint(units: list[LinearUnit]) -> str:
-    heads = ", ".join(unit.path for unit in units if unit.layer_type == "head")
-    return f"heads ({heads}) are dense unless listed under heads"
+def _implied_heads(recipe: Recipe, units: list[LinearUnit], listed: set[str]) -> set[str]:
+    """Heads of components that have nothing else and a section; none where some are listed."""
+    implied: set[str] = set()
+    for component in COMPONENTS:
+        mine = [unit for unit in units if unit.component == component]
+        paths = {unit.path for unit in mine}
+        if recipe.section(component) is not None and not paths & listed:
+            implied |= paths if all(unit.layer_type == "head" for unit in mine) else set()
+    return implied
+
+
+def _head_hint(heads: list[LinearUnit]) -> str:
+    """What to write so that a selector of nothing but heads takes effect."""
+    if not heads:
+        return ""
+    paths = ", ".join(unit.path for unit in heads)
+    return f"; heads are dense unless listed, expected heads: [{paths}] beside it"
 
 
 def _coverage(
     recipe: Recipe,
     layers: tuple[tuple[LinearUnit, LayerPlan], ...],
     matches: tuple[Match, ...],
+    notes: list[str],
 ) -> Coverage:
     quantized: dict[str, dict[str, int]] = {}
     for unit, layer in layers:
         if layer.spec is not None:
             methods = quantized.setdefault(unit.component, {})
             methods[layer.method] = methods.get(layer.method, 0) + 1
-    notes = []
+    notes = list(notes)
     skipped = sorted(
         {
             f"{unit.stack} block {unit.block}"

@@ -286,7 +286,10 @@ def awq_options(settings: LayerSettings) -> AwqOptions:
 
 
 def load_recipe(path: str | Path) -> Recipe:
-    """Reads a .yaml, .yml or .json file. Raises MmqError that begins with the path."""
+    """Reads a .yaml, .yml or .json file.
+
+    Raises MmqError that begins with the path, also for a file that asks for nothing.
+    """
     path = Path(path)
     if path.suffix not in (".yaml", ".yml", ".json"):
         raise MmqError(f"{path}: expected a recipe in .yaml, .yml or .json")
@@ -295,9 +298,13 @@ def load_recipe(path: str | Path) -> Recipe:
     except (OSError, UnicodeDecodeError) as error:
         raise MmqError(f"{path}: expected a readable recipe, got {error}") from error
     try:
-        return parse_recipe(text)
+        recipe = parse_recipe(text)
     except MmqError as error:
         raise MmqError(f"{path}: {error}") from error
+    sections = (recipe.all, *map(recipe.section, COMPONENTS))
+    if not recipe.overrides and all(section is None for section in sections):
+        raise MmqError(f"{path}: expected all, {', '.join(COMPONENTS)} or overrides, got none")
+    return recipe
 
 
 def parse_recipe(source: str | Mapping[str, Any]) -> Recipe:

@@ -27,7 +27,7 @@ bool close(const std::vector<double>& a, const std::vector<double>& b) {
   return true;
 }
 
-void compare(int64_t n, int64_t k, int64_t rows, int64_t group, mmq::cpu::GridKind kind) {
+void compare(int64_t n, int64_t k, int64_t rows, int64_t group, mmq::GridKind kind) {
   Random random(static_cast<uint32_t>(n * 1000 + k));
   const std::vector<float> w = random.floats(n * k);
   std::vector<float> candidates = random.floats(kCount * k, 0.5f, 2.f);
@@ -43,7 +43,7 @@ void compare(int64_t n, int64_t k, int64_t rows, int64_t group, mmq::cpu::GridKi
                            group,
                            3,
                            kind,
-                           mmq::cpu::ScaleType::kFloat16};
+                           mmq::ScaleType::kFloat16};
   const std::vector<double> expected = run("scalar", args);
   for (const char* const* isa = mmq::cpu::supported_isas(); *isa; ++isa) {
     CHECK(close(run(*isa, args), expected));
@@ -59,8 +59,8 @@ int main() {
   for (const int64_t n : {1, 7, 97})
     for (const int64_t k : {1, 33, 256, 300})
       for (const int64_t group : {1, 7, 32, 400}) {
-        compare(n, k, 19, group, mmq::cpu::GridKind::kInteger);
-        compare(n, k, 5, group, mmq::cpu::GridKind::kFloat);
+        compare(n, k, 19, group, mmq::GridKind::kInteger);
+        compare(n, k, 5, group, mmq::GridKind::kFloat);
       }
   return failures() != 0;
 }

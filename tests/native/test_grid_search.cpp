@@ -28,7 +28,7 @@ Result run(const char* isa, GridSearchArgs args) {
   return result;
 }
 
-void compare(int64_t n, int64_t k, int64_t group, mmq::cpu::GridKind kind, int steps) {
+void compare(int64_t n, int64_t k, int64_t group, mmq::GridKind kind, int steps) {
   Random random(static_cast<uint32_t>(n * 1000 + k));
   std::vector<float> w = random.floats(n * k);
   const std::vector<float> importance = random.floats(k, 0.f, 1.f);
@@ -36,7 +36,7 @@ void compare(int64_t n, int64_t k, int64_t group, mmq::cpu::GridKind kind, int s
                             nullptr,  nullptr,
                             n,        k,
                             group,    3,
-                            kind,     mmq::cpu::ScaleType::kFloat16,
+                            kind,     mmq::ScaleType::kFloat16,
                             steps,    0.8f,
                             2.f};
   const Result expected = run("scalar", args);
@@ -49,7 +49,7 @@ void compare(int64_t n, int64_t k, int64_t group, mmq::cpu::GridKind kind, int s
 }  // namespace
 
 int main() {
-  using mmq::cpu::GridKind;
+  using mmq::GridKind;
   for (const GridKind kind :
        {GridKind::kInteger, GridKind::kFloat, GridKind::kSymmetric, GridKind::kRestricted})
     for (const int64_t k : {2, 8, 33, 100})

@@ -283,6 +283,10 @@ void note_shared(Warp& w, const Instr& in, int lane, uint64_t address, int bytes
       static_cast<size_t>((address + static_cast<uint64_t>(bytes) - 1) >> s.granule_shift);
   for (size_t i = first; i <= last; ++i) {
     Granule& g = s.granules[i];
+    if (!write && g.write_epoch != epoch && g.read_epoch == epoch && !(g.read_atomic && !atomic)) {
+      g.read_warps |= me;
+      continue;
+    }
     if (g.write_epoch == epoch && g.write_warp != w.index && !(atomic && g.write_atomic)) {
       w.report(in, lane, "race",
                std::string(write ? "writes" : "reads") + " shared offset " +
@@ -311,22 +315,29 @@ void note_shared(Warp& w, const Instr& in, int lane, uint64_t address, int bytes
   }
 }
 
-void check_shared(Warp& w, const Instr& in, const Access& a, Use use, bool atomic, uint32_t skip) {
-  if (!w.launch->config->checks) return;
-  SharedMemory& s = w.block->shared;
-  const bool write = use != Use::kLoad;
+uint32_t check_in_flight(Warp& w, const Instr& in, const Access& a, Use use) {
+  const SharedMemory& s = w.block->shared;
+  if (!w.launch->config->checks || s.flying == 0) return 0;
+  uint32_t lanes = 0;
   for (uint32_t m = a.mask; m != 0; m &= m - 1) {
     const int lane = __builtin_ctz(m);
     const uint64_t address = a.address[lane];
-    uint32_t flying = 0;
+    uint32_t flying = 0;  // copies are of 4 bytes or more and aligned
     for (int i = 0; i < a.bytes; i += 4) flying |= s.in_flight[address + static_cast<uint64_t>(i)];
-    if (flying != 0) {
-      w.report(in, lane, "in-flight",
-               accessed(use, a.bytes) + "at shared offset " + std::to_string(address) +
-                   ", the target of a cp.async that was not waited for");
-    }
-    if (skip >> lane & 1) continue;
-    note_shared(w, in, lane, address, a.bytes, write, atomic);
+    if (flying == 0) continue;
+    lanes |= 1u << lane;
+    w.report(in, lane, "in-flight",
+             accessed(use, a.bytes) + "at shared offset " + std::to_string(address) +
+                 ", the target of a cp.async that was not waited for");
+  }
+  return lanes;
+}
+
+void check_races(Warp& w, const Instr& in, const Access& a, Use use, bool atomic, uint32_t skip) {
+  if (!w.launch->config->checks) return;
+  for (uint32_t m = a.mask & ~skip; m != 0; m &= m - 1) {
+    const int lane = __builtin_ctz(m);
+    note_shared(w, in, lane, a.address[lane], a.bytes, use != Use::kLoad, atomic);
   }
 }
 

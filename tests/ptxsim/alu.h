@@ -31,6 +31,8 @@ Fn half_op(const std::string& op, Type type, bool saturate);
 // relu. The fast one is for rounding to nearest and none of the others; it may be null.
 Fn convert_op(Type to, Type from, bool to_wide_register);
 Fn convert_fast_op(Type to, Type from);
-Fn convert_pack_op(Type to, bool relu);  // cvt.rn.f16x2.f32 d, a, b: a is the upper half
+Fn convert_low_bits_op(Type to, Type from);  // a narrow integer in a 64-bit register
+// cvt.rn.f16x2.f32 d, a, b: a is the upper half. To nearest or to zero.
+Fn convert_pack_op(Type to, Round round, bool relu);
 
 }  // namespace ptxsim

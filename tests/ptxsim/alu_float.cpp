@@ -202,6 +202,18 @@ float to_odd(double d) {
   return bit_cast<float>(bits | 1);
 }
 
+// a * b + c in double, rounded to odd as well: the product of halves is exact, the sum need not be.
+double fma_to_odd(double a, double b, double c) {
+  const double product = a * b, sum = product + c;
+  if (!std::isfinite(sum)) return sum;
+  const double back = sum - product;
+  const double error = (product - (sum - back)) + (c - back);
+  if (error == 0) return sum;
+  uint64_t bits = bit_cast<uint64_t>(sum);
+  if ((error > 0) != (sum > 0)) --bits;
+  return bit_cast<double>(bits | 1);
+}
+
 // The operation F on one half value held in 16 bits.
 template <class F, class H>
 struct Single {
@@ -214,9 +226,9 @@ struct Single {
   static H apply(H a, H b, H c) {
     const double x = H::widen(a.bits), y = H::widen(b.bits), z = H::widen(c.bits);
     if constexpr (std::is_same_v<F, Saturated<Fma>>) {
-      return H{H::narrow(saturated(to_odd(x * y + z)))};
+      return H{H::narrow(saturated(to_odd(fma_to_odd(x, y, z))))};
     }
-    return H{H::narrow(to_odd(x * y + z))};  // the product is exact
+    return H{H::narrow(to_odd(fma_to_odd(x, y, z)))};
   }
 };
 

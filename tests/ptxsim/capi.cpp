@@ -124,6 +124,11 @@ const char* ptxsim_report_json(void) {
   return keep(&text, to_json(Device::get().findings(), Device::get().reports()));
 }
 
+const char* ptxsim_findings_json(void) {
+  static std::string text;
+  return keep(&text, to_json(Device::get().findings(), {}));
+}
+
 const char* ptxsim_report_table(void) {
   static std::string text;
   return keep(&text, to_table(Device::get().findings(), Device::get().reports()));

@@ -33,7 +33,9 @@ PTXSIM_EXPORT int ptxsim_configure(const char* key, const char* value);
 // Settings as when the library was loaded.
 PTXSIM_EXPORT void ptxsim_reset_config(void);
 
+// {"findings": [...], "launches": [...]}; the other one leaves the launches out.
 PTXSIM_EXPORT const char* ptxsim_report_json(void);
+PTXSIM_EXPORT const char* ptxsim_findings_json(void);
 PTXSIM_EXPORT const char* ptxsim_report_table(void);
 PTXSIM_EXPORT const char* ptxsim_last_error(void);
 // Forgets findings, reports and errors, the sticky one too.

@@ -17,8 +17,8 @@ Fn redux_op(const std::string& op, Type type);  // d, a, member mask
 Fn match_op(bool all, Type type);               // d, p (or a sink), a, member mask
 Fn warp_barrier_op();                           // bar.warp.sync
 Fn movmatrix_op();
-// Ops: 4 d, 4 (2) a, 2 (1) b, 4 c.
-Fn mma_float_op(Type type, int k);                // f16, bf16; k 16 or 8; fp32 accumulation
-Fn mma_integer_op(bool a_signed, bool b_signed);  // m16n8k32
+// Ops: 4 d, 4 (2) a, 2 (1) b, 4 c; 2 d and 2 c if accumulators are f16.
+Fn mma_float_op(Type type, int k, bool half_accumulators);  // f16, bf16; k 16 or 8
+Fn mma_integer_op(bool a_signed, bool b_signed);            // m16n8k32
 
 }  // namespace ptxsim

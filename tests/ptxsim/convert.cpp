@@ -28,10 +28,13 @@ T round_to_integer(T v, Round mode) {
   }
 }
 
-// Clamped, NaN to 0, and to the sign bit alone for 64 bits, as devices do.
+// Clamped; NaN to 0, or to the top bit alone if one side has 64 bits, as devices do.
 template <class D, class S>
 D float_to_integer(S v, Round mode) {
-  if (v != v) return sizeof(D) == 8 ? static_cast<D>(1ull << 63) : D(0);
+  if (v != v) {
+    constexpr bool kTopBit = sizeof(D) == 8 || sizeof(S) == 8;
+    return kTopBit ? static_cast<D>(1ull << (8 * sizeof(D) - 1)) : D(0);
+  }
   v = round_to_integer(v, mode);
   constexpr int kDigits = std::numeric_limits<D>::digits;
   const S limit = std::ldexp(S(1), kDigits);
@@ -116,15 +119,17 @@ D convert_lane(S v, Round mode, bool to_integer, bool saturate, bool relu) {
 }
 
 // `R` is how the destination's register is stored: integers are extended to its width.
-template <class D, class S, class R>
+// A source's register may be wider than its type, too.
+template <class D, class S, class R, class From = Store<S>>
 void convert(Warp& w, const Instr& in, uint32_t mask) {
-  const Store<S>* a = data<S>(w, in.ops[1]);
+  const From* a = reinterpret_cast<const From*>(w.files[in.ops[1].file] + in.ops[1].offset);
   R* d = reinterpret_cast<R*>(w.files[in.ops[0].file] + in.ops[0].offset);
   const Round mode = static_cast<Round>(in.a);
   const uint32_t undef = w.undef[in.ops[1].undef];
   for (int l = 0; l < kLanes; ++l) {
     if (!(mask >> l & 1)) continue;
-    const D v = convert_lane<D, S>(get<S>(a[l]), mode, in.b != 0, in.c != 0, in.d != 0);
+    const D v = convert_lane<D, S>(get<S>(static_cast<Store<S>>(a[l])), mode, in.b != 0, in.c != 0,
+                                   in.d != 0);
     if constexpr (std::is_integral_v<D>) {
       d[l] = static_cast<R>(v);
     } else {
@@ -183,21 +188,51 @@ Fn from_type(Type from) {
   }
 }
 
+// Integers from the low bits of a 64-bit register.
+template <class D, class R>
+Fn from_low_bits(Type from) {
+  switch (from) {
+    case Type::kU8:
+      return convert<D, uint8_t, R, uint64_t>;
+    case Type::kS8:
+      return convert<D, int8_t, R, uint64_t>;
+    case Type::kU16:
+      return convert<D, uint16_t, R, uint64_t>;
+    case Type::kS16:
+      return convert<D, int16_t, R, uint64_t>;
+    case Type::kU32:
+      return convert<D, uint32_t, R, uint64_t>;
+    case Type::kS32:
+      return convert<D, int32_t, R, uint64_t>;
+    default:
+      return nullptr;
+  }
+}
+
 template <class D>
 Fn either(Type from, bool wide) {
   return wide ? from_type<D, uint64_t>(from) : from_type<D, uint32_t>(from);
 }
 
-template <class H, bool kRelu>
+template <class H, bool kRelu, bool kZero>
 struct PackPair {
-  static uint32_t apply(float high, float low) {
-    if (kRelu) {
-      high = high > 0 || high != high ? high : 0;
-      low = low > 0 || low != low ? low : 0;
-    }
-    return static_cast<uint32_t>(H::narrow(high)) << 16 | H::narrow(low);
+  static uint32_t one(float v) {
+    if (kRelu) v = v > 0 || v != v ? v : 0;
+    return kZero ? H::narrow(v, Round::kZero) : H::narrow(v);
   }
+  static uint32_t apply(float high, float low) { return one(high) << 16 | one(low); }
 };
+
+template <class H>
+Fn pack_pair(bool relu, bool zero) {
+  using T = uint32_t;
+  if (zero) {
+    return relu ? binary<PackPair<H, true, true>, T, float, float>
+                : binary<PackPair<H, false, true>, T, float, float>;
+  }
+  return relu ? binary<PackPair<H, true, false>, T, float, float>
+              : binary<PackPair<H, false, false>, T, float, float>;
+}
 
 }  // namespace
 
@@ -232,6 +267,27 @@ Fn convert_op(Type to, Type from, bool wide) {
   }
 }
 
+Fn convert_low_bits_op(Type to, Type from) {
+  switch (to) {
+    case Type::kU16:
+      return from_low_bits<uint16_t, uint32_t>(from);
+    case Type::kS16:
+      return from_low_bits<int16_t, uint32_t>(from);
+    case Type::kU32:
+      return from_low_bits<uint32_t, uint32_t>(from);
+    case Type::kS32:
+      return from_low_bits<int32_t, uint32_t>(from);
+    case Type::kU64:
+      return from_low_bits<uint64_t, uint64_t>(from);
+    case Type::kS64:
+      return from_low_bits<int64_t, uint64_t>(from);
+    case Type::kF32:
+      return from_low_bits<float, uint32_t>(from);
+    default:
+      return nullptr;
+  }
+}
+
 Fn convert_fast_op(Type to, Type from) {
   if (to == Type::kF32 && from == Type::kF16) return unary<Widen<Half>, float, Half>;
   if (to == Type::kF32 && from == Type::kBf16) return unary<Widen<Bfloat>, float, Bfloat>;
@@ -253,17 +309,11 @@ Fn convert_fast_op(Type to, Type from) {
   return nullptr;
 }
 
-Fn convert_pack_op(Type to, bool relu) {
-  using T = uint32_t;
-  if (to == Type::kF16x2) {
-    return relu ? binary<PackPair<Half, true>, T, float, float>
-                : binary<PackPair<Half, false>, T, float, float>;
-  }
-  if (to == Type::kBf16x2) {
-    return relu ? binary<PackPair<Bfloat, true>, T, float, float>
-                : binary<PackPair<Bfloat, false>, T, float, float>;
-  }
-  return nullptr;
+Fn convert_pack_op(Type to, Round round, bool relu) {
+  if (round != Round::kNearest && round != Round::kZero) return nullptr;
+  const bool zero = round == Round::kZero;
+  if (to == Type::kF16x2) return pack_pair<Half>(relu, zero);
+  return to == Type::kBf16x2 ? pack_pair<Bfloat>(relu, zero) : nullptr;
 }
 
 }  // namespace ptxsim

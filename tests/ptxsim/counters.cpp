@@ -81,10 +81,10 @@ void count_global(InstrCounts& counts, const Access& a, Use use, int64_t launch)
   const bool store = use == Use::kStore || use == Use::kAtomic;
   Range* range = a.range;
   if (range != nullptr) range->begin_launch(launch);
-  int64_t sectors = 0, distinct = 0;
+  int64_t sectors = 0, distinct = 1;
+  for (int i = 1; i < n; ++i) distinct += sorted[i] != sorted[i - 1];
   uint64_t last = ~0ull;
   for (int i = 0; i < n; ++i) {
-    distinct += i == 0 || sorted[i] != sorted[i - 1];
     // An access is aligned to its size: up to 32 bytes lie in one sector.
     const uint64_t sector = sorted[i] >> 5;
     if (sector == last) continue;

@@ -174,7 +174,6 @@ void Decoder::convert() {
   const std::vector<std::string>& o = s_->operands;
   std::string integer;
   Round round = Round::kNearest;
-  bool explicit_zero = false;
   if (take_one_of({"rni", "rzi", "rmi", "rpi"}, &integer)) {
     round = integer == "rni"   ? Round::kNearest
             : integer == "rzi" ? Round::kZero
@@ -182,20 +181,19 @@ void Decoder::convert() {
                                : Round::kUp;
   } else {
     round = take_round();
-    explicit_zero = round != Round::kNearest;
   }
   take("ftz");
   const bool saturate = take("sat"), relu = take("relu");
   const Type to = take_type(), from = take_type();
   if (to == Type::kF16x2 || to == Type::kBf16x2) {
-    if (from != Type::kF32 || saturate || explicit_zero || !integer.empty()) {
+    if (from != Type::kF32 || saturate || !integer.empty()) {
       fail("unsupported conversion");
     }
     need_operands(3, 3);
     destination(o[0], 4);
     source(o[1], Type::kF32);
     source(o[2], Type::kF32);
-    set(convert_pack_op(to, relu));
+    set(convert_pack_op(to, round, relu));
     return;
   }
   need_operands(2, 2);
@@ -203,14 +201,19 @@ void Decoder::convert() {
   const bool wide = register_bytes(o[0]) == 8;
   destination(o[0], wide ? 8 : std::min(bytes_of(to), 4));
   // A source register may be wider than its type; up to 32 bits that needs nothing.
-  source(o[1], register_bytes(o[1]) == 8 && bytes_of(from) < 8 ? Type::kB64 : from);
-  if (register_bytes(o[1]) == 8 && bytes_of(from) < 8) fail("unsupported source register");
+  const bool low_bits = register_bytes(o[1]) == 8 && bytes_of(from) < 8;
+  source(o[1], low_bits ? Type::kB64 : from);
   in_.a = static_cast<uint8_t>(round);
   in_.b = !integer.empty();
   in_.c = saturate;
   in_.d = relu;
   const bool simple = !saturate && !relu && (round == Round::kNearest && integer.empty());
   Fn fn = nullptr;
+  if (low_bits) {
+    if (wide != (bytes_of(to) == 8)) fail("unsupported registers");
+    set(convert_low_bits_op(to, from));
+    return;
+  }
   if (simple && wide == (bytes_of(to) == 8)) fn = convert_fast_op(to, from);
   set(fn != nullptr ? fn : convert_op(to, from, wide));
 }
@@ -402,11 +405,12 @@ void Decoder::mma() {
   const Type d = take_type(), a = take_type(), b = take_type(), c = take_type();
   need_operands(4, 4);
   const size_t k = static_cast<size_t>(std::atoi(shape.c_str() + 6));
-  size_t na = 4, nb = 2;
-  if (d == Type::kF32 && c == Type::kF32 && a == b && k != 32) {
+  size_t na = 4, nb = 2, nc = 4;
+  if ((d == Type::kF32 || d == Type::kF16) && c == d && a == b && k != 32) {
     na = k / 4;
     nb = k / 8;
-    set(mma_float_op(a, static_cast<int>(k)));
+    nc = d == Type::kF16 ? 2 : 4;
+    set(mma_float_op(a, static_cast<int>(k), d == Type::kF16));
   } else if (d == Type::kS32 && c == Type::kS32 && k == 32 && bytes_of(a) == 1 &&
              bytes_of(b) == 1) {
     take("satfinite");
@@ -414,7 +418,7 @@ void Decoder::mma() {
   } else {
     fail("unsupported types");
   }
-  const size_t counts[] = {4, na, nb, 4};
+  const size_t counts[] = {nc, na, nb, nc};
   for (size_t i = 0; i < 4; ++i) {
     const std::vector<std::string> parts = vector_parts(o[i]);
     if (parts.size() != counts[i]) fail("expected " + std::to_string(counts[i]) + " registers");
@@ -422,7 +426,7 @@ void Decoder::mma() {
       if (i == 0) {
         destination(p, 4);
       } else {
-        source(p, i == 3 ? c : Type::kB32);
+        source(p, i == 3 && nc == 4 ? c : Type::kB32);
       }
     }
   }

@@ -68,6 +68,7 @@ void SharedMemory::reset(int64_t size, bool bytewise) {
   bytes.assign(n + 16, 0xff);
   defined.assign(n + 16, 0);
   in_flight.assign(n + 16, 0);
+  flying = 0;
   granules.assign((n >> granule_shift) + 16, Granule{});
 }
 

@@ -53,6 +53,7 @@ struct Granule {
 
 struct SharedMemory {
   std::vector<uint8_t> bytes, defined, in_flight;  // in_flight: copies under way per byte
+  int64_t flying = 0;                              // sum of in_flight
   std::vector<Granule> granules;
   int granule_shift = 2;  // log2 of the bytes of a granule
 

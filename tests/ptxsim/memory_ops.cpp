@@ -21,20 +21,30 @@ void load(Warp& w, const Instr& in, uint32_t mask) {
     const Access& a = parts[p];
     reached |= a.mask;
     uint32_t dead = a.mask;
+    const bool shared = a.space == Space::kShared;
+    const uint32_t flying = shared ? check_in_flight(w, in, a, Use::kLoad) : 0;
     for (int i = 0; i < kCount; ++i) {
       const int at = i * static_cast<int>(sizeof(T));
-      const uint32_t undef = undefined_lanes(w, a, at, sizeof(T));
+      const uint32_t undef = undefined_lanes(w, a, at, sizeof(T)) & ~flying;
       dead &= undef;
       R* d = reinterpret_cast<R*>(w.files[0] + in.ops[i].offset);
-      for (uint32_t m = a.mask; m != 0; m &= m - 1) {
-        const int l = __builtin_ctz(m);
-        T v;
-        std::memcpy(&v, a.at(l) + at, sizeof(T));
-        d[l] = static_cast<R>(v);
+      if (a.mask == kFull) {
+        for (int l = 0; l < kLanes; ++l) {
+          T v;
+          std::memcpy(&v, a.at(l) + at, sizeof(T));
+          d[l] = static_cast<R>(v);
+        }
+      } else {
+        for (uint32_t m = a.mask; m != 0; m &= m - 1) {
+          const int l = __builtin_ctz(m);
+          T v;
+          std::memcpy(&v, a.at(l) + at, sizeof(T));
+          d[l] = static_cast<R>(v);
+        }
       }
       set_undef(w, in.ops[i], a.mask, undef);
     }
-    if (a.space == Space::kShared) check_shared(w, in, a, Use::kLoad, in.d != 0, dead);
+    if (shared) check_races(w, in, a, Use::kLoad, in.d != 0, dead);
   }
   const uint32_t wild = mask & ~reached;  // reported: reads zeros
   if (wild != 0) {
@@ -53,7 +63,10 @@ void store(Warp& w, const Instr& in, uint32_t mask) {
   for (int p = 0; p < n; ++p) {
     const Access& a = parts[p];
     if (a.space == Space::kParam) continue;
-    if (a.space == Space::kShared) check_shared(w, in, a, Use::kStore, in.d != 0, 0);
+    if (a.space == Space::kShared) {
+      check_in_flight(w, in, a, Use::kStore);
+      check_races(w, in, a, Use::kStore, in.d != 0, 0);
+    }
     for (int i = 0; i < kCount; ++i) {
       const int at = i * static_cast<int>(sizeof(T));
       const Operand& o = in.ops[1 + i];
@@ -71,6 +84,16 @@ void store(Warp& w, const Instr& in, uint32_t mask) {
       }
       define(w, a, at, sizeof(T), undef);
     }
+  }
+}
+
+// Counts one copy more or less on every byte of its target, four at once.
+void count_flights(uint8_t* bytes, int count, bool more) {
+  for (int i = 0; i < count; i += 4) {
+    uint32_t four;
+    std::memcpy(&four, bytes + i, 4);
+    four = more ? four + 0x01010101u : four - 0x01010101u;
+    std::memcpy(bytes + i, &four, 4);
   }
 }
 
@@ -137,7 +160,10 @@ void atomic(Warp& w, const Instr& in, uint32_t mask) {
     if (undef != 0 && kRed) {
       w.report(in, __builtin_ctz(undef), "uninitialised", "an atomic updates undefined memory");
     }
-    if (a.space == Space::kShared) check_shared(w, in, a, Use::kAtomic, true, 0);
+    if (a.space == Space::kShared) {
+      check_in_flight(w, in, a, Use::kAtomic);
+      check_races(w, in, a, Use::kAtomic, true, 0);
+    }
     for (uint32_t m = a.mask; m != 0; m &= m - 1) {
       const int l = __builtin_ctz(m);
       T value;
@@ -176,7 +202,10 @@ void atomic_pair(Warp& w, const Instr& in, uint32_t mask) {
   std::memcpy(b, data<uint32_t>(w, second), sizeof(b));
   for (int p = 0; p < n; ++p) {
     const Access& a = parts[p];
-    if (a.space == Space::kShared) check_shared(w, in, a, Use::kAtomic, true, 0);
+    if (a.space == Space::kShared) {
+      check_in_flight(w, in, a, Use::kAtomic);
+      check_races(w, in, a, Use::kAtomic, true, 0);
+    }
     for (uint32_t m = a.mask; m != 0; m &= m - 1) {
       const int l = __builtin_ctz(m);
       std::memcpy(&old[l], a.at(l), 4);
@@ -241,25 +270,37 @@ void copy_async(Warp& w, const Instr& in, uint32_t mask) {
   from.imm = in.imm2;
   const int n = reads != 0 ? resolve(w, from, in.ops[1], reads, bytes, Use::kCopy, parts) : 0;
   SharedMemory& s = w.block->shared;
+  // Only whole sources are looked up together; shorter ones lane by lane.
+  uint32_t reached = 0, undef = 0;
+  for (int p = 0; p < n; ++p) {
+    reached |= parts[p].mask;
+    if (in.b == 0) {
+      undef |= undefined_lanes(w, parts[p], 0, bytes);
+      continue;
+    }
+    Access one = parts[p];
+    for (uint32_t m = parts[p].mask; m != 0; m &= m - 1) {
+      one.mask = m & (0 - m);
+      undef |= undefined_lanes(w, one, 0, static_cast<int>(size[__builtin_ctz(m)]));
+    }
+  }
+  w.open.reserve(w.open.size() + kLanes);
   for (uint32_t m = mask; m != 0; m &= m - 1) {
     const int l = __builtin_ctz(m);
     Copy copy;
     copy.address = target[l];
     copy.bytes = static_cast<uint8_t>(bytes);
     copy.lane = static_cast<uint8_t>(l);
-    for (int p = 0; p < n; ++p) {
-      if (!(parts[p].mask >> l & 1)) continue;
-      std::memcpy(copy.data, parts[p].at(l), size[l]);
-      Access one = parts[p];
-      one.mask = 1u << l;
-      copy.defined = undefined_lanes(w, one, 0, static_cast<int>(size[l])) == 0;
-    }
+    copy.defined = !(undef >> l & 1);
+    // Global addresses are the host's.
+    if (reached >> l & 1) std::memcpy(copy.data, parts[0].at(l), size[l]);
     if (w.launch->config->checks && s.in_flight[copy.address] != 0) {
       w.report(in, l, "in-flight",
                "copies to shared offset " + std::to_string(copy.address) +
                    ", the target of another cp.async that was not waited for");
     }
-    for (int i = 0; i < bytes; ++i) ++s.in_flight[copy.address + static_cast<uint32_t>(i)];
+    count_flights(s.in_flight.data() + copy.address, bytes, true);
+    s.flying += bytes;
     w.open.push_back(copy);
   }
 }
@@ -292,8 +333,9 @@ void ldmatrix(Warp& w, const Instr& in, uint32_t) {
       continue;
     }
     uint32_t dead = a.mask;
+    const uint32_t flying = check_in_flight(w, in, a, Use::kLoad);
     for (int piece = 0; piece < 4; ++piece) {  // four bytes of each row: two columns
-      const uint32_t bad = undefined_lanes(w, a, 4 * piece, 4);
+      const uint32_t bad = undefined_lanes(w, a, 4 * piece, 4) & ~flying;
       dead &= bad;
       for (uint32_t m = a.mask; m != 0; m &= m - 1) {
         const int lane = __builtin_ctz(m);
@@ -309,7 +351,7 @@ void ldmatrix(Warp& w, const Instr& in, uint32_t) {
         }
       }
     }
-    check_shared(w, in, a, Use::kLoad, false, dead);
+    check_races(w, in, a, Use::kLoad, false, dead);
   }
   for (int i = 0; i < count; ++i) {
     std::memcpy(data<uint32_t>(w, in.ops[i]), out[i], sizeof(out[i]));
@@ -379,7 +421,8 @@ void land_copies(Warp& w, const Instr& in, size_t keep) {
   while (w.committed.size() > keep) {
     for (const Copy& copy : w.committed.front()) {
       const size_t at = copy.address, n = copy.bytes;
-      for (size_t i = 0; i < n; ++i) --s.in_flight[at + i];
+      count_flights(s.in_flight.data() + at, copy.bytes, false);
+      s.flying -= copy.bytes;
       std::memcpy(s.bytes.data() + at, copy.data, n);
       std::memset(s.defined.data() + at, copy.defined ? 1 : 0, n);
       if (w.launch->config->checks) note_shared(w, in, copy.lane, at, copy.bytes, true, false);

@@ -28,8 +28,10 @@ int resolve(Warp& w, const Instr& in, const Operand& address, uint32_t mask, int
 // undefined.
 uint32_t undefined_lanes(Warp& w, const Access& a, int from, int count);
 void define(Warp& w, const Access& a, int from, int count, uint32_t undef);
-// Races and copies in flight of a shared access; reads of `skip` lanes leave no trace.
-void check_shared(Warp& w, const Instr& in, const Access& a, Use use, bool atomic, uint32_t skip);
+// Reports lanes of a shared access that touch the target of a copy in flight, and returns them.
+uint32_t check_in_flight(Warp& w, const Instr& in, const Access& a, Use use);
+// Races of a shared access; `skip` lanes leave no trace.
+void check_races(Warp& w, const Instr& in, const Access& a, Use use, bool atomic, uint32_t skip);
 void note_shared(Warp& w, const Instr& in, int lane, uint64_t address, int bytes, bool write,
                  bool atomic);
 

@@ -42,18 +42,20 @@ struct UndefinedFeed {
   }
 };
 
+// Of f16 accumulators register r holds row g + 8r, columns 2t and 2t + 1: both columns at once.
 // Undefined outputs: C's own, plus whole rows of undefined A and columns of undefined B.
-void undefined(Warp& w, const Instr& in, int a_registers, int b_registers) {
-  const int b_first = 4 + a_registers, c_first = b_first + b_registers;
+void undefined(Warp& w, const Instr& in, int a_registers, int b_registers, int c_registers = 4) {
+  const int a_first = c_registers, b_first = a_first + a_registers;
+  const int c_first = b_first + b_registers;
   uint32_t any = 0;
-  for (int i = 4; i < c_first + 4; ++i) any |= w.undef[in.ops[i].undef];
+  for (int i = a_first; i < c_first + c_registers; ++i) any |= w.undef[in.ops[i].undef];
   if (any == 0) {
-    for (int i = 0; i < 4; ++i) w.undef[in.ops[i].undef] = 0;
+    for (int i = 0; i < c_registers; ++i) w.undef[in.ops[i].undef] = 0;
     return;
   }
   UndefinedFeed feed;
   for (int r = 0; r < a_registers; ++r) {
-    const uint32_t u = w.undef[in.ops[4 + r].undef];
+    const uint32_t u = w.undef[in.ops[a_first + r].undef];
     for (int g = 0; g < 8; ++g) {
       if (u >> (4 * g) & 0xf) feed.rows |= 1u << (g + 8 * (r & 1));
     }
@@ -65,10 +67,15 @@ void undefined(Warp& w, const Instr& in, int a_registers, int b_registers) {
     }
   }
   uint32_t out[4];
-  for (int r = 0; r < 4; ++r) {
-    out[r] = w.undef[in.ops[c_first + r].undef] | feed.of_register(r >> 1) | feed.of_columns(r & 1);
+  for (int r = 0; r < c_registers; ++r) {
+    out[r] = w.undef[in.ops[c_first + r].undef];
+    if (c_registers == 4) {
+      out[r] |= feed.of_register(r >> 1) | feed.of_columns(r & 1);
+    } else {
+      out[r] |= feed.of_register(r) | feed.of_columns(0) | feed.of_columns(1);
+    }
   }
-  for (int r = 0; r < 4; ++r) w.undef[in.ops[r].undef] = out[r];
+  for (int r = 0; r < c_registers; ++r) w.undef[in.ops[r].undef] = out[r];
 }
 
 template <class H>
@@ -108,29 +115,64 @@ float truncated_sum(float c, const float* a, const float* b, int stride, int n) 
   return double_to_float(sum, Round::kZero);
 }
 
-template <class H, int kK>
+// The accumulators of both halves of the rows, even columns first, as fp32.
+template <int kRegisters>
+void read_accumulators(Warp& w, const Operand* ops, float c[16][8]) {
+  for (int half = 0; half < 2; ++half) {
+    if constexpr (kRegisters == 4) {
+      const uint32_t* even = data<uint32_t>(w, ops[2 * half]);
+      const uint32_t* odd = data<uint32_t>(w, ops[2 * half + 1]);
+      for (int g = 0; g < 8; ++g) {
+        std::memcpy(&c[g + 8 * half][0], even + 4 * g, 16);
+        std::memcpy(&c[g + 8 * half][4], odd + 4 * g, 16);
+      }
+    } else {
+      const uint32_t* both = data<uint32_t>(w, ops[half]);
+      for (int l = 0; l < kLanes; ++l) {
+        c[l / 4 + 8 * half][l % 4] = half_to_float(static_cast<uint16_t>(both[l]));
+        c[l / 4 + 8 * half][4 + l % 4] = half_to_float(static_cast<uint16_t>(both[l] >> 16));
+      }
+    }
+  }
+}
+
+template <int kRegisters>
+void write_accumulators(Warp& w, const Operand* ops, const float c[16][8]) {
+  for (int half = 0; half < 2; ++half) {
+    if constexpr (kRegisters == 4) {
+      uint32_t* even = data<uint32_t>(w, ops[2 * half]);
+      uint32_t* odd = data<uint32_t>(w, ops[2 * half + 1]);
+      for (int g = 0; g < 8; ++g) {
+        std::memcpy(even + 4 * g, &c[g + 8 * half][0], 16);
+        std::memcpy(odd + 4 * g, &c[g + 8 * half][4], 16);
+      }
+    } else {
+      uint32_t* both = data<uint32_t>(w, ops[half]);
+      for (int l = 0; l < kLanes; ++l) {
+        const float* row = c[l / 4 + 8 * half];
+        both[l] =
+            static_cast<uint32_t>(float_to_half(row[4 + l % 4])) << 16 | float_to_half(row[l % 4]);
+      }
+    }
+  }
+}
+
+template <class H, int kK, int kC>
 void mma_float(Warp& w, const Instr& in, uint32_t) {
   constexpr int kA = kK == 16 ? 4 : 2, kB = kK / 8;
   alignas(32) float a[16][kK], transposed[8][8], b[kK][8], c[16][8];
   for (int r = 0; r < kA; ++r) {
-    const uint32_t* from = data<uint32_t>(w, in.ops[4 + r]);
+    const uint32_t* from = data<uint32_t>(w, in.ops[kC + r]);
     for (int g = 0; g < 8; ++g) widen_row<H>(from + 4 * g, &a[g + 8 * (r & 1)][8 * (r >> 1)]);
   }
   for (int r = 0; r < kB; ++r) {
-    const uint32_t* from = data<uint32_t>(w, in.ops[4 + kA + r]);
+    const uint32_t* from = data<uint32_t>(w, in.ops[kC + kA + r]);
     for (int g = 0; g < 8; ++g) widen_row<H>(from + 4 * g, transposed[g]);
     for (int k = 0; k < 8; ++k) {
       for (int g = 0; g < 8; ++g) b[8 * r + k][place(g)] = transposed[g][k];
     }
   }
-  for (int half = 0; half < 2; ++half) {
-    const uint32_t* even = data<uint32_t>(w, in.ops[4 + kA + kB + 2 * half]);
-    const uint32_t* odd = data<uint32_t>(w, in.ops[4 + kA + kB + 2 * half + 1]);
-    for (int g = 0; g < 8; ++g) {
-      std::memcpy(&c[g + 8 * half][0], even + 4 * g, 16);
-      std::memcpy(&c[g + 8 * half][4], odd + 4 * g, 16);
-    }
-  }
+  read_accumulators<kC>(w, in.ops + kC + kA + kB, c);
   if (w.launch->config->mma_truncate) {
     for (int row = 0; row < 16; ++row) {
       for (int j = 0; j < 8; ++j) {
@@ -149,15 +191,8 @@ void mma_float(Warp& w, const Instr& in, uint32_t) {
       std::memcpy(c[row], sum, sizeof(sum));
     }
   }
-  undefined(w, in, kA, kB);
-  for (int half = 0; half < 2; ++half) {
-    uint32_t* even = data<uint32_t>(w, in.ops[2 * half]);
-    uint32_t* odd = data<uint32_t>(w, in.ops[2 * half + 1]);
-    for (int g = 0; g < 8; ++g) {
-      std::memcpy(even + 4 * g, &c[g + 8 * half][0], 16);
-      std::memcpy(odd + 4 * g, &c[g + 8 * half][4], 16);
-    }
-  }
+  undefined(w, in, kA, kB, kC);
+  write_accumulators<kC>(w, in.ops, c);
 }
 
 // A register r: row g + 8 (r & 1), k = 4t + 16 (r >> 1) + 0..3; B register r: k = 4t + 16 r + 0..3.
@@ -191,11 +226,16 @@ void mma_integer(Warp& w, const Instr& in, uint32_t) {
 
 }  // namespace
 
-Fn mma_float_op(Type type, int k) {
-  if (type == Type::kF16)
-    return k == 16 ? mma_float<Half, 16> : k == 8 ? mma_float<Half, 8> : nullptr;
+Fn mma_float_op(Type type, int k, bool half_accumulators) {
+  if (type == Type::kF16 && half_accumulators) {
+    return k == 16 ? mma_float<Half, 16, 2> : k == 8 ? mma_float<Half, 8, 2> : nullptr;
+  }
+  if (half_accumulators) return nullptr;
+  if (type == Type::kF16) {
+    return k == 16 ? mma_float<Half, 16, 4> : k == 8 ? mma_float<Half, 8, 4> : nullptr;
+  }
   if (type != Type::kBf16) return nullptr;
-  return k == 16 ? mma_float<Bfloat, 16> : k == 8 ? mma_float<Bfloat, 8> : nullptr;
+  return k == 16 ? mma_float<Bfloat, 16, 4> : k == 8 ? mma_float<Bfloat, 8, 4> : nullptr;
 }
 
 Fn mma_integer_op(bool a_signed, bool b_signed) {

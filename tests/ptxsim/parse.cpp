@@ -306,7 +306,7 @@ class Parser {
         if (scopes.empty()) return;
       } else if (c == ';') {
         ++at_;
-      } else if (starts(".loc")) {
+      } else if (starts(".loc") && !starts(".local")) {
         line = location(body, read_line(), line);
       } else if (starts(".pragma") || starts(".file")) {
         read_line();

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Reports of findings and launches: JSON for tests, a table for people.
+#include <cxxabi.h>
+
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <sstream>
 
 #include "ptxsim.h"
@@ -137,6 +140,26 @@ std::string place(const std::string& file, int line) {
   return file.substr(slash == std::string::npos ? 0 : slash + 1) + ":" + std::to_string(line);
 }
 
+// "_ZN3mmq4cuda12pack_kernelEPKh" -> "mmq::cuda::pack_kernel".
+std::string readable(const std::string& kernel) {
+  int status = 0;
+  char* text = abi::__cxa_demangle(kernel.c_str(), nullptr, nullptr, &status);
+  if (text == nullptr) return kernel;
+  std::string name = text;
+  std::free(text);
+  if (name.compare(0, 5, "void ") == 0) name.erase(0, 5);  // of a template
+  const std::string anonymous = "(anonymous namespace)::";
+  for (size_t at; (at = name.find(anonymous)) != std::string::npos;)
+    name.erase(at, anonymous.size());
+  // Up to the arguments, which begin at the last bracket of depth zero.
+  int depth = 0;
+  for (size_t i = name.size(); i-- > 0;) {
+    if (name[i] == ')') ++depth;
+    if (name[i] == '(' && --depth == 0) return name.substr(0, i);
+  }
+  return name;
+}
+
 std::string dims(const Dim3& size) { return format("%ux%ux%u", size.x, size.y, size.z); }
 
 void table_findings(std::ostream& out, const std::vector<Finding>& findings) {
@@ -148,8 +171,8 @@ void table_findings(std::ostream& out, const std::vector<Finding>& findings) {
   for (const Finding& finding : findings) {
     out << format("  %-13s %s %s: %s (block %u,%u,%u warp %d lane %d, %lld times)\n",
                   finding.kind.c_str(), place(finding.file, finding.line).c_str(),
-                  finding.kernel.c_str(), finding.message.c_str(), finding.block.x, finding.block.y,
-                  finding.block.z, finding.warp, finding.lane,
+                  readable(finding.kernel).c_str(), finding.message.c_str(), finding.block.x,
+                  finding.block.y, finding.block.z, finding.warp, finding.lane,
                   static_cast<long long>(finding.count));
   }
 }
@@ -166,7 +189,7 @@ void table_counts(std::ostream& out, const std::string& name, const Counts& coun
 }
 
 void table_launch(std::ostream& out, const LaunchReport& report) {
-  out << report.kernel << " grid " << dims(report.grid) << " block " << dims(report.block)
+  out << readable(report.kernel) << " grid " << dims(report.grid) << " block " << dims(report.block)
       << " shared " << report.shared_bytes << " bytes\n";
   out << format("  %-26s %12s %11s %6s %10s %6s %10s %6s\n", "line", "instructions", "wavefronts",
                 "factor", "loads", "factor", "stores", "factor");

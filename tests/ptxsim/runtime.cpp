@@ -174,6 +174,7 @@ cudaError_t Runtime::load(Binary* binary) {
   if (binary->loaded_capability == capability) return binary->load_error;
   binary->module.reset();
   binary->loaded_capability = capability;
+  ++binary->loads;
   binary->load_error = kNoKernelImageForDevice;
   try {
     const std::vector<PtxImage> images = ptx_images(binary->wrapper);
@@ -201,9 +202,9 @@ cudaError_t Runtime::load(Binary* binary) {
 cudaError_t Runtime::load(Function* function) {
   const cudaError_t error = load(function->binary);
   if (error != kSuccess) return error;
-  if (function->loaded_capability != function->binary->loaded_capability) {
+  if (function->loads != function->binary->loads) {
     function->kernel = function->binary->module->find(function->name);
-    function->loaded_capability = function->binary->loaded_capability;
+    function->loads = function->binary->loads;
   }
   if (function->kernel != nullptr) return kSuccess;
   error_text = "load: expected a kernel " + function->name + " in the PTX, got none";

@@ -21,6 +21,7 @@ namespace ptxsim {
 struct Binary {
   const void* wrapper = nullptr;
   int loaded_capability = 0;  // for which `module` was chosen; 0 before the first use
+  int loads = 0;              // how often `module` was chosen anew
   cudaError_t load_error = kSuccess;
   std::optional<Module> module;
 };
@@ -29,7 +30,7 @@ struct Function {
   Binary* binary = nullptr;
   std::string name;
   const Kernel* kernel = nullptr;
-  int loaded_capability = 0;
+  int loads = 0;                          // of the binary, when `kernel` was looked up
   int64_t max_dynamic_shared_bytes = -1;  // -1: what is left of 48 KiB
 };
 

@@ -171,7 +171,7 @@ PTXSIM_EXPORT cudaError_t cudaFuncGetAttributes(FuncAttributes* attributes, cons
     attributes->local_bytes = kernel.local_bytes;
     attributes->max_threads = kernel.max_threads;
     attributes->registers = runtime.registers(function);
-    attributes->ptx_version = attributes->binary_version = function.loaded_capability;
+    attributes->ptx_version = attributes->binary_version = function.binary->loaded_capability;
     attributes->max_dynamic_shared_bytes =
         static_cast<int>(runtime.max_dynamic_shared_bytes(function));
     attributes->shared_carveout = -1;

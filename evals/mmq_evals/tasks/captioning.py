@@ -34,13 +34,14 @@ from mmq_evals.tasks.base import (
     mean_scores,
     read_images,
 )
+from mmq_evals.tiny import CAPTION_MAX_NEW_TOKENS, CAPTION_PROMPT
 
 # Prompt and decoding by protocol name; "lavis" and "study" are those of published figures, "study"
 # with the length that the library defaulted to, "greedy" is that of the built-in tiny model.
 PROTOCOLS: dict[str, tuple[str, Generation]] = {
     "lavis": ("a photo of", Generation(30, min_new_tokens=8, num_beams=5)),
     "study": ("", Generation(20)),
-    "greedy": ("a photo of", Generation(40)),
+    "greedy": (CAPTION_PROMPT, Generation(CAPTION_MAX_NEW_TOKENS)),
 }
 
 # The best constant caption is chosen among the most frequent ones, on this many training images.

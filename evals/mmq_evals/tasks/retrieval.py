@@ -55,6 +55,10 @@ class Retrieval:
     Queries are the images (``txt_*``, text retrieval) and the captions (``img_*``). A row holds
     the candidates by their index in the captions or in the images, with final scores; a score that
     is NaN is stored as null and counts as minus infinity, as do pairs outside the candidates.
+
+    ``r_mean`` weighs both directions equally, though there are more captions than images. A row's
+    ``r_mean`` is its mean hit times its ``weight``, half of all queries over those of its
+    direction, so that the mean over all rows is that of the corpus; it may exceed 1.
     """
 
     dataset: Dataset[RetrievalItem]
@@ -134,13 +138,21 @@ class Retrieval:
     ) -> Iterator[Row]:
         items, owners, ids = self.items, np.array(self.owners), self.ids
         for index, item in enumerate(items):
-            positives = np.flatnonzero(owners == index).tolist()
-            yield _row(ids[index], item.id, "txt", positives, text_candidates[index], final[index])
+            yield _row(
+                ids[index],
+                item.id,
+                "txt",
+                len(ids) / (2 * len(items)),
+                np.flatnonzero(owners == index).tolist(),
+                text_candidates[index],
+                final[index],
+            )
         for number, owner in enumerate(owners.tolist()):
             yield _row(
                 ids[len(items) + number],
                 items[owner].id,
                 "img",
+                len(ids) / (2 * len(owners)),
                 [owner],
                 image_candidates[number],
                 final[:, number],
@@ -152,24 +164,25 @@ class Retrieval:
             -np.inf if score is None else score for score in row["prediction"]
         ]
         rank = best_rank(scores, row["positives"])
-        return {f"{row['direction']}_r{k}": float(rank < k) for k in KS}
+        direction = row["direction"]
+        hits = {f"{direction}_r{k}": float(rank < k) for k in KS}
+        mean = sum(hits.values()) / len(KS)
+        return {**hits, f"{direction}_r_mean": mean, "r_mean": row["weight"] * mean}
 
     def score(self, rows: Sequence[Row], *, seed: int = 0) -> dict[str, Interval]:
         by_row = {row["id"]: self.sample_scores(row) for row in rows}
         result = mean_scores(by_metric(rows, by_row), clusters_of(rows), seed)
-        # Hits over K summed by image: text retrieval, its queries, image retrieval, its queries.
+        # The means of both directions are ratios of sums of their own, where images differ in their
+        # number of captions. By image: text retrieval, its queries, image retrieval, its queries.
         sums: dict[str, list[float]] = {}
         for row in rows:
             columns = sums.setdefault(row["cluster"], [0.0] * 4)
             first = 0 if row["direction"] == "txt" else 2
-            columns[first] += sum(by_row[row["id"]].values()) / len(KS)
+            columns[first] += by_row[row["id"]][f"{row['direction']}_r_mean"]
             columns[first + 1] += 1.0
-        for name, function in (
-            ("txt_r_mean", lambda s: s[:, 0] / s[:, 1]),
-            ("img_r_mean", lambda s: s[:, 2] / s[:, 3]),
-            ("r_mean", lambda s: (s[:, 0] / s[:, 1] + s[:, 2] / s[:, 3]) / 2),
-        ):
-            result[name] = bootstrap_statistic(sums, function, seed=seed)
+        result["r_mean"] = bootstrap_statistic(
+            sums, lambda s: (s[:, 0] / s[:, 1] + s[:, 2] / s[:, 3]) / 2, seed=seed
+        )
         return result
 
     def breakdown(self, rows: Sequence[Row]) -> dict[str, dict[str, float]]:
@@ -196,6 +209,7 @@ def _row(
     row_id: str,
     cluster: str,
     direction: str,
+    weight: float,
     positives: list[int],
     candidates: npt.NDArray[np.int64],
     scores: FloatArray,
@@ -205,6 +219,7 @@ def _row(
         "id": row_id,
         "cluster": cluster,
         "direction": direction,
+        "weight": weight,
         "positives": positives,
         "of": len(scores),
         "candidates": candidates.tolist(),

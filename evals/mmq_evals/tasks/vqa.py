@@ -38,14 +38,15 @@ class Asking:
 
 
 _BLIP2_PROMPT = "Question: {} Short answer:"
+LLAVA = Asking(
+    "USER: <image>\n{}\nAnswer the question using a single word or phrase. ASSISTANT:",
+    Generation(16),
+)
 # The published protocols, by family of models.
 PROTOCOLS: dict[str, Asking] = {
     "blip2-opt": Asking(_BLIP2_PROMPT, Generation(10, 1, num_beams=5, length_penalty=0.0), 32),
     "blip2-t5": Asking(_BLIP2_PROMPT, Generation(10, 1, num_beams=5, length_penalty=-1.0), 32),
-    "llava": Asking(
-        "USER: <image>\n{}\nAnswer the question using a single word or phrase. ASSISTANT:",
-        Generation(16),
-    ),
+    "llava": LLAVA,
 }
 
 

@@ -11,12 +11,11 @@ from pathlib import Path
 
 MODELS = ("tiny-blip2-caption", "tiny-blip2-retrieval", "tiny-llava")
 
-# Prompts at training and at inference. The captioner is trained half of the time without a prompt.
+# At training, where half of the captions have no prompt, and at inference. LLaVA's prompt is that
+# of the published model, see ``mmq_evals.tasks.vqa``.
 CAPTION_PROMPT = "a photo of"
-VQA_PROMPT = "USER: <image>\n{}\nAnswer the question using a single word or phrase. ASSISTANT:"
-# Enough for the longest reference caption (29 tokens and the end) and answer (2 and the end).
+# Enough for the longest reference caption: 29 tokens and the end.
 CAPTION_MAX_NEW_TOKENS = 40
-VQA_MAX_NEW_TOKENS = 8
 
 
 def path(name: str) -> Path:

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from . import MODELS
-from .scenes import BACKGROUNDS, COLORS, IMAGE_PIXELS, PATCH_PIXELS, SHAPES, SIZES
+from .scenes import BACKGROUNDS, COLORS, IMAGE_PIXELS, PATCH_PIXELS, SHAPES, SIZES, WIDTHS
 
 # Models and processors of transformers, which have no usable static types.
 Model = Any
@@ -44,8 +44,9 @@ WORDS = (
     *(
         "a on and the there is with in at of photo picture background which one two three no "
         + "shapes shape left right above below top bottom center , ? what how many are big "
-        + "color object yes not does image contain present rectangle"
+        + "color object yes not does image contain present rectangle pixels wide"
     ).split(),
+    *WIDTHS,
 )
 
 _IDS: dict[str, Any] = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}

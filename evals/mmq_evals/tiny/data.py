@@ -17,8 +17,10 @@ import torch
 from PIL import Image
 
 from mmq_evals.data.items import CaptionItem, RetrievalItem, VqaItem
+from mmq_evals.errors import EvalError
+from mmq_evals.tasks.vqa import LLAVA
 
-from . import CAPTION_PROMPT, MODELS, VQA_PROMPT
+from . import CAPTION_PROMPT, MODELS
 from .architectures import Processor
 from .scenes import SPLIT_SIZES, Split, captions, questions, render, scenes
 
@@ -55,7 +57,7 @@ def vqa_items(
     """Questions on scenes (four a scene), or easy-vqa's official train or test questions.
 
     ``limit`` counts questions. Raises ValueError for an unknown source or split, and
-    ModuleNotFoundError when easy-vqa is asked for and not installed.
+    EvalError when easy-vqa is asked for and not installed.
     """
     if source not in get_args(VqaSource):
         raise ValueError(f"expected a source of {', '.join(get_args(VqaSource))}, got {source!r}")
@@ -82,8 +84,8 @@ def _easy_vqa(split: Split, limit: int | None) -> list[VqaItem]:
     try:
         import easy_vqa
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "the easy-vqa data set is not installed; install the extra mmq[tiny]"
+        raise EvalError(
+            "easy-vqa: expected the package easy-vqa (the extra mmq[tiny]), it is not installed"
         ) from error
     folder = Path(easy_vqa.__file__).parent / "data" / split
     rows = json.loads((folder / "questions.json").read_text(encoding="utf-8"))[:limit]
@@ -120,7 +122,7 @@ def calibration_samples(
     for id, shown in rng.sample(list(scenes("calibration")), n):
         if model_name == "tiny-llava":
             asked = questions(shown, random.Random(id))[rng.randrange(QUESTIONS_PER_SCENE)]
-            text = f"{VQA_PROMPT.format(asked.text)} {asked.answer}</s>"
+            text = f"{LLAVA.prompt.format(asked.text)} {asked.answer}</s>"
         elif model_name == "tiny-blip2-caption":
             text = f"{CAPTION_PROMPT} {rng.choice(captions(shown))}</s>"
         else:

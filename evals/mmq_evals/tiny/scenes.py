@@ -45,6 +45,7 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
 SPLIT_SIZES: dict[Split, int] = {"train": 200_000, "calibration": 512, "test": 500}
 
 _RADIUS_PIXELS = {"small": (4.5, 5.5), "large": (7.0, 8.5)}
+WIDTHS = ("9", "10", "11", "14", "15", "16", "17")
 _COLUMNS = ("left", "", "right")
 _ROWS = ("top", "", "bottom")
 _INVERSE = {
@@ -73,6 +74,11 @@ class Thing:
     def kind(self) -> str:
         """For example "small red circle"."""
         return f"{self.size} {self.color} {self.shape}"
+
+    @property
+    def width(self) -> str:
+        """Twice the radius, rounded to a pixel: one of WIDTHS."""
+        return str(round(2 * self.radius))
 
     @property
     def patch(self) -> int:
@@ -310,7 +316,11 @@ def _yes(value: bool) -> str:
 
 
 def questions(shown: Scene, rng: random.Random) -> list[Question]:
-    """Up to nine questions about a scene, in random order; yes and no are equally likely."""
+    """Up to ten questions about a scene, in random order; yes and no are equally likely.
+
+    Most have one clear answer. Widths are a reading of a continuous quantity: whatever the model's
+    precision, some of them lie near a border between two answers.
+    """
     things = list(shown.things)
     asked = [
         Question("what is the background?", shown.background, "background"),
@@ -320,6 +330,10 @@ def questions(shown: Scene, rng: random.Random) -> list[Question]:
         thing = rng.choice(by_shape)
         asked.append(Question(f"what color is the {thing.shape}?", thing.color, "color"))
         asked.append(Question(f"how big is the {thing.shape}?", thing.size, "size"))
+        asked += [
+            Question(f"how many pixels wide is the {thing.shape}?", thing.width, "width")
+            for thing in by_shape
+        ]
     if by_color := _unique(shown, "color"):
         thing = rng.choice(by_color)
         asked.append(Question(f"what shape is the {thing.color} object?", thing.shape, "shape"))
@@ -328,15 +342,10 @@ def questions(shown: Scene, rng: random.Random) -> list[Question]:
     value = getattr(rng.choice(things), attribute)
     count = sum(getattr(thing, attribute) == value for thing in things)
     asked.append(Question(f"how many {value} shapes are there?", _NUMBERS[count], "count"))
-    if len(things) > 1:
+    if len(things) == 2:
         a, b = rng.sample(things, 2)
-        true = relation(a, b) or "left of"
-        said = true if rng.random() < 0.5 else rng.choice([r for r in _INVERSE if r != true])
-        text = f"is the {a.kind} {said} the {b.kind}?"
-        asked.append(Question(text, _yes(said == true), "relation"))
-        if len(things) == 2:
-            text = f"what is {_INVERSE[true]} the {a.kind}?"
-            asked.append(Question(text, f"{b.color} {b.shape}", "which"))
+        text = f"what is {_INVERSE[relation(a, b) or 'left of']} the {a.kind}?"
+        asked.append(Question(text, f"{b.color} {b.shape}", "which"))
     rng.shuffle(asked)
     return asked
 

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 import torch
 
 from mmq_evals.data.items import CaptionItem, RetrievalItem, VqaItem
+from mmq_evals.tasks.vqa import LLAVA
 
-from . import CAPTION_MAX_NEW_TOKENS, CAPTION_PROMPT, VQA_MAX_NEW_TOKENS, VQA_PROMPT
+from . import CAPTION_MAX_NEW_TOKENS, CAPTION_PROMPT
 from .architectures import Model, Processor
 from .data import caption_items, retrieval_items, vqa_items
 
@@ -74,8 +75,8 @@ def vqa_score(model: Model, processor: Processor, limit: int | None = None) -> d
     scores = {}
     for source in ("scenes", "easy-vqa"):
         items, train = vqa_items("test", source, limit), vqa_items("train", source, 20_000)
-        prompts = [VQA_PROMPT.format(item.question) for item in items]
-        said = _generate(model, processor, items, prompts, VQA_MAX_NEW_TOKENS)
+        prompts = [LLAVA.prompt.format(item.question) for item in items]
+        said = _generate(model, processor, items, prompts, LLAVA.generation.max_new_tokens)
         majority = Counter(item.answers[0] for item in train).most_common(1)[0][0]
         by_question: dict[str, Counter[str]] = {}
         for item in train:

@@ -19,8 +19,9 @@ import math
 import random
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,8 +30,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from mmq_evals.data.items import VqaItem
+from mmq_evals.tasks.vqa import LLAVA
 
-from . import CAPTION_PROMPT, MODELS, VQA_PROMPT
+from . import CAPTION_PROMPT, MODELS
 from .architectures import BOS, EOS, Model, Processor, build, processor
 from .data import vqa_items
 from .scenes import (
@@ -38,6 +40,7 @@ from .scenes import (
     SHAPES,
     SIZES,
     SPLIT_SIZES,
+    WIDTHS,
     Scene,
     captions,
     questions,
@@ -49,8 +52,9 @@ from .score import SCORES
 IGNORE = -100
 SCORED = 100  # held-out images or questions scored after training
 TEMPERATURE = 0.05
-EASY_VQA_SHARE = 0.4
-QUESTIONS_PER_IMAGE = 4
+EASY_VQA_SHARE = 0.25
+QUESTIONS_PER_IMAGE = 8
+REHEARSED_SHARE = 0.3
 
 
 @dataclass(frozen=True)
@@ -87,11 +91,11 @@ Loss = Callable[[list[int]], tuple[Tensor, Shown]]
 
 
 class PatchProbe(nn.Module):
-    """Linear heads that name shape, colour and size of the object centred in a patch, or none."""
+    """Linear heads: shape, colour, size and width of the object centred in a patch, or none."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.words = {"shape": SHAPES, "color": tuple(COLORS), "size": SIZES}
+        self.words = {"shape": SHAPES, "color": tuple(COLORS), "size": SIZES, "width": WIDTHS}
         self.heads = nn.ModuleDict(
             {name: nn.Linear(width, len(words) + 1) for name, words in self.words.items()}
         )
@@ -146,8 +150,11 @@ def caption_loss(model: Model, processor: Processor) -> Loss:
     return loss
 
 
-def vqa_loss(model: Model, processor: Processor) -> Loss:
-    """Next-token loss on the answers of a conversation of several questions about one image."""
+def vqa_loss(model: Model, processor: Processor, focus: Collection[str] = ()) -> Loss:
+    """Next-token loss on the answers of a conversation of several questions about one image.
+
+    With types of questions in ``focus``, all others are only rehearsed: seldom asked.
+    """
     by_image: dict[str, list[VqaItem]] = {}
     for item in vqa_items("train", "easy-vqa"):
         by_image.setdefault(item.image_id, []).append(item)
@@ -168,10 +175,16 @@ def vqa_loss(model: Model, processor: Processor) -> Loss:
             else:
                 drawn = scene("train", number)
                 images.append(render(drawn))
-                turns = [(asked.text, asked.answer) for asked in questions(drawn, rng)]
+                every = questions(drawn, rng)
+                kept = [
+                    asked
+                    for asked in every
+                    if not focus or asked.type in focus or rng.random() < REHEARSED_SHARE
+                ]
+                turns = [(asked.text, asked.answer) for asked in kept or every[:1]]
                 shown.append(drawn)
             text = "".join(
-                f"{VQA_PROMPT.format(question)} {answer}</s>"
+                f"{LLAVA.prompt.format(question)} {answer}</s>"
                 for question, answer in turns[:QUESTIONS_PER_IMAGE]
             )
             head, mark, rest = text.partition("<image>\n")
@@ -285,12 +298,12 @@ def _fit(
 
 
 def train(
-    name: str, plan: Plan, seed: int, start: Path | None = None
+    name: str, plan: Plan, seed: int, start: Path | None = None, focus: Collection[str] = ()
 ) -> tuple[Model, Processor, dict[str, list[float]]]:
     """The trained model, its processor, and each stage's mean loss of every hundred steps.
 
     First the vision tower alone learns to see, through the probe; then the whole model, or all but
-    the tower, learns the task.
+    the tower, learns the task; LLaVA mostly with the types of questions in ``focus``, if any.
     """
     torch.manual_seed(seed)
     model, words = build(name), processor(name)
@@ -305,7 +318,8 @@ def train(
         print(f"{name}: {len(same)} of {len(mine)} tensors from {start.name}", flush=True)
     tower = model.model.vision_tower if name == "tiny-llava" else model.vision_model
     probe = PatchProbe(tower.config.hidden_size)
-    task_loss = LOSSES[name](model, words)
+    losses_of = LOSSES | {"tiny-llava": partial(vqa_loss, focus=focus)}
+    task_loss = losses_of[name](model, words)
 
     def see(numbers: list[int]) -> Tensor:
         shown = [scene("train", number) for number in numbers]
@@ -354,6 +368,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="steps on the task; default: the model's plan")
     parser.add_argument("--vision-steps", type=int, help="steps of the vision tower alone before")
     parser.add_argument("--start", type=Path, help="folder of an earlier checkpoint")
+    parser.add_argument("--focus", nargs="*", default=[], help="LLaVA: question types to ask most")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -366,7 +381,7 @@ def main() -> None:
     if args.start is not None:
         earlier = json.loads((args.start / "training.json").read_text(encoding="utf-8"))
     started, commit = time.monotonic(), _commit()
-    model, words, losses = train(args.name, plan, args.seed, args.start)
+    model, words, losses = train(args.name, plan, args.seed, args.start, args.focus)
     seconds = time.monotonic() - started
 
     model.half().save_pretrained(args.out)
@@ -378,6 +393,7 @@ def main() -> None:
         "seconds": round(seconds),
         "threads": args.threads,
         "plan": asdict(plan),
+        "focus": args.focus,
         "parameters": sum(p.numel() for p in stored.parameters()),
         "held_out": {k: round(v, 4) for k, v in SCORES[args.name](stored, words, SCORED).items()},
         "losses": losses,
