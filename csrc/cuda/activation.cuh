@@ -21,9 +21,11 @@ __device__ inline float2 unpack_bf16x2(uint32_t pair) {
 
 struct Float16 {
   static constexpr bool kIsBfloat = false;
-  template <bool kFirst>
   __device__ static void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-    kFirst ? mma_first_f16(d, a, b) : mma_f16(d, a, b);
+    mma_f16(d, a, b);
+  }
+  __device__ static void mma_first(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    mma_first_f16(d, a, b);
   }
   __device__ static uint32_t pack(float low, float high) { return pack_f16x2(low, high); }
   __device__ static float2 unpack(uint32_t pair) { return unpack_f16x2(pair); }
@@ -31,9 +33,11 @@ struct Float16 {
 
 struct Bfloat16 {
   static constexpr bool kIsBfloat = true;
-  template <bool kFirst>
   __device__ static void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-    kFirst ? mma_first_bf16(d, a, b) : mma_bf16(d, a, b);
+    mma_bf16(d, a, b);
+  }
+  __device__ static void mma_first(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    mma_first_bf16(d, a, b);
   }
   __device__ static uint32_t pack(float low, float high) { return pack_bf16x2(low, high); }
   __device__ static float2 unpack(uint32_t pair) { return unpack_bf16x2(pair); }

@@ -63,7 +63,8 @@ __device__ constexpr uint32_t negative_bf16(int value) {
   return 0xc300u | static_cast<uint32_t>(value - 128);
 }
 
-// The fields of a register from all planes, side by side from bit kTarget on, over the bits of kOne.
+// The fields of a register from all planes, side by side from bit kTarget on, over the bits of
+// kOne.
 template <int kBits, int kTarget, uint32_t kOne, int kReg, int kStep, int kIndex = 0>
 __device__ inline uint32_t merge_planes(const uint32_t (&words)[kBits], uint32_t bits = 0) {
   if constexpr (kIndex == plane_count(kBits)) {
@@ -91,8 +92,7 @@ __device__ inline uint32_t decode(const uint32_t (&words)[kBits]) {
   constexpr int kMid = mid_code<kBits>();
   constexpr int kTarget = field_target<kBits, Activation>(kReg, kStep);
   if constexpr (Activation::kIsBfloat && kBits == 8) {
-    const uint32_t q =
-        move_field(words[field_word(8, kReg, kStep)], field_bit(8, kReg, kStep), 0);
+    const uint32_t q = move_field(words[field_word(8, kReg, kStep)], field_bit(8, kReg, kStep), 0);
     const uint32_t low = and_or<both(0x7f), both(0x4300)>(q);
     const uint32_t high = and_xor<both(0x80), both(0xc380 + (kMid - 128))>(q);
     return fma_bf16x2<both(0x3f80)>(low, high);

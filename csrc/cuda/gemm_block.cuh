@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #include "dequant.cuh"
 #include "gemm.h"
@@ -147,82 +148,96 @@ __device__ inline void add_minima(const GemmParams& params, int step, int first_
   }
 }
 
-// Adds the products of one block and 8 * kN8 rows to the totals. Every kRun k steps (columns that
-// share a scale) the integer sums are multiplied by the scale in fp32. load_vector(v) gives the
-// lane's vector v of the block, load_x(step, x) the activation operands of a step. At most four n8
-// operands are summed at a time: more chains than that hide no more latency and cost registers.
-template <int kBits, class Activation, int kN8, int kRun, class LoadVector, class LoadX>
-__device__ inline void multiply_runs(const GemmParams& params, int k_block, int first_feature,
-                                     int first_row, const LoadVector& load_vector,
-                                     const LoadX& load_x, Totals<kN8>& totals) {
-  constexpr int kTogether = chains_together(kBits, kN8);
+// The operands of a tile for the kRun k steps from kFirstStep on.
+template <int kBits, class Activation, int kFirstStep, int kRun, int... kIndices>
+__device__ inline void decode_steps(const uint32_t (&words)[kBits], uint32_t (&w)[kRun][kRegisters],
+                                    std::integer_sequence<int, kIndices...>) {
+  ((w[kIndices / kRegisters][kIndices % kRegisters] =
+        decode<kBits, Activation, kIndices % kRegisters, kFirstStep + kIndices / kRegisters>(
+            words)),
+   ...);
+}
+
+// How many n8 operands are summed at a time: more chains hide no more latency, and 8 of them beside
+// the totals and operands of 64 rows do not fit into the registers.
+MMQ_HOST_DEVICE constexpr int chains_together(int n8) { return n8 < 8 ? n8 : 1; }
+
+// Adds the products of kRun k steps, which share a scale, from kFirstStep of the block on: integer
+// sums on the tensor cores, multiplied by the scale in fp32.
+template <int kBits, class Activation, int kN8, int kRun, int kFirstStep, class LoadVector,
+          class LoadX>
+__device__ inline void multiply_run(const GemmParams& params, int k_block, int first_feature,
+                                    int first_row, const LoadVector& load_vector,
+                                    const LoadX& load_x, Totals<kN8>& totals) {
+  constexpr int kTogether = chains_together(kN8);
+  const LaneScales scales(params, group_of_step(params, k_block * kSteps + kFirstStep),
+                          first_feature);
+  uint32_t x[kRun][kN8][2];
 #pragma unroll
-  for (int run = 0; run < kSteps / kRun; ++run) {
-    const int first_step = run * kRun;
-    const LaneScales scales(params, group_of_step(params, k_block * kSteps + first_step),
-                            first_feature);
-    uint32_t x[kRun][kN8][2];
+  for (int j = 0; j < kRun; ++j) load_x(kFirstStep + j, x[j]);
+  uint32_t narrow[8];
 #pragma unroll
-    for (int j = 0; j < kRun; ++j) load_x(first_step + j, x[j]);
-    uint32_t narrow[8];
+  for (int tile = 0; tile < kTiles; ++tile) {
+    uint32_t words[kBits];
+    tile_words<kBits>(load_vector, tile, narrow, words);
+    uint32_t w[kRun][kRegisters];
+    decode_steps<kBits, Activation, kFirstStep>(
+        words, w, std::make_integer_sequence<int, kRun * kRegisters>());
 #pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-      uint32_t words[kBits];
-      tile_words<kBits>(load_vector, tile, narrow, words);
-      uint32_t w[kRun][kRegisters];
+    for (int first = 0; first < kN8; first += kTogether) {
+      float sums[kTogether][4];
 #pragma unroll
-      for (int j = 0; j < kRun; ++j) {
-#pragma unroll
-        for (int reg = 0; reg < kRegisters; ++reg) {
-          w[j][reg] = decode<kBits, Activation>(words, reg, first_step + j);
-        }
+      for (int i = 0; i < kTogether; ++i) {
+        Activation::mma_first(sums[i], w[0], x[0][first + i]);
       }
 #pragma unroll
-      for (int first = 0; first < kN8; first += kTogether) {
-        float sums[kTogether][4];
+      for (int j = 1; j < kRun; ++j) {
 #pragma unroll
-        for (int j = 0; j < kRun; ++j) {
+        for (int i = 0; i < kTogether; ++i) Activation::mma(sums[i], w[j], x[j][first + i]);
+      }
+      const float2 scale = scales.of_tile(tile);
 #pragma unroll
-          for (int i = 0; i < kTogether; ++i) {
-            if (j == 0) {
-              Activation::template mma<true>(sums[i], w[j], x[j][first + i]);
-            } else {
-              Activation::template mma<false>(sums[i], w[j], x[j][first + i]);
-            }
-          }
-        }
-        const float2 scale = scales.of_tile(tile);
+      for (int i = 0; i < kTogether; ++i) {
 #pragma unroll
-        for (int i = 0; i < kTogether; ++i) {
-#pragma unroll
-          for (int c = 0; c < 4; ++c) {
-            float& total = totals[tile][first + i][c];
-            total = fmaf(sums[i][c], c < 2 ? scale.x : scale.y, total);
-          }
+        for (int c = 0; c < 4; ++c) {
+          float& total = totals[tile][first + i][c];
+          total = fmaf(sums[i][c], c < 2 ? scale.x : scale.y, total);
         }
       }
     }
-    if (params.row_sums != nullptr) {
-      add_minima<kBits, kN8>(params, k_block * kSteps + first_step, first_feature, first_row,
-                             totals);
-    }
+  }
+  if (params.row_sums != nullptr) {
+    add_minima<kBits, kN8>(params, k_block * kSteps + kFirstStep, first_feature, first_row, totals);
   }
 }
 
-// The same with the run length of the launch; one of three bodies, chosen by a uniform branch.
+template <int kBits, class Activation, int kN8, int kRun, class LoadVector, class LoadX,
+          int... kRuns>
+__device__ inline void multiply_runs(const GemmParams& params, int k_block, int first_feature,
+                                     int first_row, const LoadVector& load_vector,
+                                     const LoadX& load_x, Totals<kN8>& totals,
+                                     std::integer_sequence<int, kRuns...>) {
+  (multiply_run<kBits, Activation, kN8, kRun, kRuns * kRun>(params, k_block, first_feature,
+                                                            first_row, load_vector, load_x, totals),
+   ...);
+}
+
+// Adds the products of one block and 8 * kN8 rows to the totals. load_vector(v) gives the lane's
+// vector v of the block, load_x(step, x) the activation operands of a step. The run length of the
+// launch chooses one of three bodies by a uniform branch.
 template <int kBits, class Activation, int kN8, class LoadVector, class LoadX>
 __device__ inline void multiply_block(const GemmParams& params, int k_block, int first_feature,
                                       int first_row, const LoadVector& load_vector,
                                       const LoadX& load_x, Totals<kN8>& totals) {
   if (params.run_steps == 4) {
     multiply_runs<kBits, Activation, kN8, 4>(params, k_block, first_feature, first_row, load_vector,
-                                             load_x, totals);
+                                             load_x, totals, std::make_integer_sequence<int, 1>());
   } else if (params.run_steps == 2) {
     multiply_runs<kBits, Activation, kN8, 2>(params, k_block, first_feature, first_row, load_vector,
-                                             load_x, totals);
+                                             load_x, totals, std::make_integer_sequence<int, 2>());
   } else {
     multiply_runs<kBits, Activation, kN8, 1>(params, k_block, first_feature, first_row, load_vector,
-                                             load_x, totals);
+                                             load_x, totals, std::make_integer_sequence<int, 4>());
   }
 }
 

@@ -14,7 +14,8 @@ __device__ inline uint32_t shared_address(const void* pointer) {
 // --- copies -----------------------------------------------------------------------------------
 
 // 16 bytes from global to shared memory without passing through registers; .cg keeps them out of
-// L1. With valid == 0 nothing is read and the target is filled with zeros: tails need no branch. kOffset belongs to the target.
+// L1. With valid == 0 nothing is read and the target is filled with zeros: tails need no branch.
+// kOffset is added to the target.
 template <int kOffset = 0>
 __device__ inline void cp_async_zfill(uint32_t target, const void* source, int valid) {
   asm volatile("cp.async.cg.shared.global [%0 + %3], [%1], 16, %2;\n" ::"r"(target), "l"(source),
@@ -23,14 +24,13 @@ __device__ inline void cp_async_zfill(uint32_t target, const void* source, int v
 }
 
 // The same for weights, which are read once: the policy lets them leave L2 first, so that
-// activations and scales stay.
-// kOffset is added to both addresses, as part of the instruction.
+// activations and scales stay. kOffset is added to both addresses, as part of the instruction.
 template <int kOffset>
 __device__ inline void cp_async_once(uint32_t target, const void* source, uint64_t policy) {
-  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0 + %3], [%1 + %3], 16, %2;\n" ::"r"(
-                   target),
-               "l"(source), "l"(policy), "n"(kOffset)
-               : "memory");
+  asm volatile(
+      "cp.async.cg.shared.global.L2::cache_hint [%0 + %3], [%1 + %3], 16, %2;\n" ::"r"(target),
+      "l"(source), "l"(policy), "n"(kOffset)
+      : "memory");
 }
 
 __device__ inline uint64_t evict_first_policy() {
@@ -85,15 +85,15 @@ __device__ inline void ldmatrix_x2(uint32_t address, uint32_t (&a)[2]) {
 #else
 #define MMQ_MMA_OPERANDS "{%4, %5, %6, %7}, {%8, %9}, "
 #endif
-#define MMQ_MMA(TYPE)                                                                           \
-  asm("mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE ".f32 {%0, %1, %2, %3}, "          \
-      MMQ_MMA_OPERANDS "{%0, %1, %2, %3};\n"                                                    \
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                          \
+#define MMQ_MMA(TYPE)                                                  \
+  asm("mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE           \
+      ".f32 {%0, %1, %2, %3}, " MMQ_MMA_OPERANDS "{%0, %1, %2, %3};\n" \
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                 \
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
-#define MMQ_MMA_FIRST(TYPE)                                                                     \
-  asm("mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE ".f32 {%0, %1, %2, %3}, "          \
-      MMQ_MMA_OPERANDS "{%10, %10, %10, %10};\n"                                                \
-      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])                                          \
+#define MMQ_MMA_FIRST(TYPE)                                                \
+  asm("mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE               \
+      ".f32 {%0, %1, %2, %3}, " MMQ_MMA_OPERANDS "{%10, %10, %10, %10};\n" \
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])                     \
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(0.0f))
 
 __device__ inline void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
