@@ -11,7 +11,12 @@
 namespace mmq::cuda {
 
 __device__ inline float2 unpack_f16x2(uint32_t pair) {
-  return __half22float2(*reinterpret_cast<const __half2*>(&pair));
+  float2 v;
+  asm("{\n .reg .f16 low, high;\n mov.b32 {low, high}, %2;\n cvt.f32.f16 %0, low;\n"
+      " cvt.f32.f16 %1, high;\n}\n"
+      : "=f"(v.x), "=f"(v.y)
+      : "r"(pair));
+  return v;
 }
 
 // A bf16 number is the upper half of a float.

@@ -18,48 +18,69 @@ using Totals = float[kTiles][kN8][4];
 
 constexpr int kLaneFeatures = 2 * kTiles;
 
-// The quotient step / steps_per_group by multiplication; exact while steps^2 < 2^32.
-__device__ inline int group_of_step(const GemmParams& params, int step) {
-  const int group = static_cast<int>(static_cast<uint64_t>(step) * params.group_magic >> 32);
-  return min(group, params.last_group);  // steps past k
+// The group of k step kStep of a block: the quotient by the steps of a group, by multiplication.
+// Exact while step * steps_per_group < 2^31, which the launcher sees to.
+template <int kStep>
+__device__ inline int group_of_step(const GemmParams& params, int k_block) {
+  const auto step = static_cast<uint32_t>(k_block * kSteps + kStep);
+  const int group = static_cast<int>(__umulhi(2 * step, params.group_magic));
+  if constexpr (kStep == 0) return group;  // a block begins before k
+  return min(group, params.last_group);    // steps past k
 }
+
+// f16 scales alone, the usual kind: a lane's 8 features by one 16-byte load, unpacked by tile.
+class PlainScales {
+ public:
+  static constexpr bool kHasMinima = false;
+
+  __device__ static bool serve(const GemmParams& params) {
+    return params.affine_kind == AffineKind::kScale16 && !params.scale_is_bfloat;
+  }
+
+  __device__ PlainScales(const GemmParams& params, int group, int first_feature)
+      : packed_(__ldg(static_cast<const uint4*>(params.affine) +
+                      static_cast<uint32_t>(group * params.strips * (kBlockN / kLaneFeatures) +
+                                            first_feature / kLaneFeatures))) {}
+
+  // Of features 2 * tile and 2 * tile + 1.
+  __device__ float2 of_tile(int tile) const {
+    const uint32_t pairs[kTiles] = {packed_.x, packed_.y, packed_.z, packed_.w};
+    return unpack_f16x2(pairs[tile]);
+  }
+
+ private:
+  uint4 packed_;
+};
 
 __device__ inline float2 unpack_scales(const GemmParams& params, uint32_t pair) {
   return params.scale_is_bfloat ? unpack_bf16x2(pair) : unpack_f16x2(pair);
 }
 
-// The scales of a lane's 8 features in one group. Scales alone are read by one 16-byte load and
-// kept packed until a tile needs its two; beside zeros or minima they are read tile by tile,
-// because registers are scarce and the lines stay in L1. The branches are uniform: a launch has one
-// kind.
-class LaneScales {
+// Scales of any kind, read tile by tile: registers are scarce and the lines stay in L1. The
+// branches are uniform: a launch has one kind.
+class AnyScales {
  public:
-  __device__ LaneScales(const GemmParams& params, int group, int first_feature)
-      : params_(params),
-        at_(static_cast<int64_t>(group) * params.strips * kBlockN + first_feature) {
-    if (params.affine_kind == AffineKind::kScale16) {
-      packed_ = __ldg(reinterpret_cast<const uint4*>(params.affine) + at_ / kLaneFeatures);
-    }
-  }
+  static constexpr bool kHasMinima = true;
 
-  // Of features 2 * tile and 2 * tile + 1.
+  __device__ AnyScales(const GemmParams& params, int group, int first_feature)
+      : params_(params),
+        at_((static_cast<int64_t>(group) * params.strips * kBlockN + first_feature) / 2) {}
+
   __device__ float2 of_tile(int tile) const {
-    if (params_.affine_kind == AffineKind::kScale16) {
-      const uint32_t pairs[kTiles] = {packed_.x, packed_.y, packed_.z, packed_.w};
-      return unpack_scales(params_, pairs[tile]);
+    if (params_.affine_kind == AffineKind::kScaleMin32) {
+      const float4 v = __ldg(static_cast<const float4*>(params_.affine) + at_ + tile);
+      return {v.x, v.z};
     }
     if (params_.affine_kind == AffineKind::kScaleZero16) {
-      const uint2 v = __ldg(reinterpret_cast<const uint2*>(params_.affine) + at_ / 2 + tile);
-      return {unpack_scales(params_, v.x).x, unpack_scales(params_, v.y).x};
+      const uint2 v = __ldg(static_cast<const uint2*>(params_.affine) + at_ + tile);
+      return unpack_scales(params_, __byte_perm(v.x, v.y, 0x5410));  // the two low halves
     }
-    const float4 v = __ldg(reinterpret_cast<const float4*>(params_.affine) + at_ / 2 + tile);
-    return {v.x, v.z};
+    return unpack_scales(params_, __ldg(static_cast<const uint32_t*>(params_.affine) + at_ + tile));
   }
 
  private:
   const GemmParams& params_;
-  int64_t at_;
-  uint4 packed_ = {0, 0, 0, 0};
+  int64_t at_;  // in pairs of features
 };
 
 // m' of w = s * (q - mid) + m' for the same features: (mid - z) * s, or min + mid * s.
@@ -125,15 +146,13 @@ __device__ inline void tile_words(const LoadVector& load_vector, int tile, uint3
 
 // totals += m' * (sum of the run's activations); first_row is the first row of the tile.
 template <int kBits, int kN8>
-__device__ inline void add_minima(const GemmParams& params, int step, int first_feature,
+__device__ inline void add_minima(const GemmParams& params, int group, int run, int first_feature,
                                   int first_row, Totals<kN8>& totals) {
   float minima[kLaneFeatures];
-  load_minima(params, group_of_step(params, step), first_feature,
-              static_cast<float>(mid_code<kBits>()), minima);
+  load_minima(params, group, first_feature, static_cast<float>(mid_code<kBits>()), minima);
   const int t = threadIdx.x % 4;
-  const float* sums = params.row_sums +
-                      static_cast<int64_t>(step / params.run_steps) * params.row_sum_stride +
-                      first_row + 2 * t;
+  const float* sums =
+      params.row_sums + static_cast<int64_t>(run) * params.row_sum_stride + first_row + 2 * t;
 #pragma unroll
   for (int n8 = 0; n8 < kN8; ++n8) {
     const float2 sum = __ldg(reinterpret_cast<const float2*>(sums + 8 * n8));
@@ -158,20 +177,20 @@ __device__ inline void decode_steps(const uint32_t (&words)[kBits], uint32_t (&w
    ...);
 }
 
-// How many n8 operands are summed at a time: more chains hide no more latency, and 8 of them beside
-// the totals and operands of 64 rows do not fit into the registers.
-MMQ_HOST_DEVICE constexpr int chains_together(int n8) { return n8 < 8 ? n8 : 1; }
+// How many n8 operands are summed at a time: with two warps to a scheduler, two chains each keep
+// the tensor cores busy, and more do not fit into the registers beside the totals of 64 rows.
+MMQ_HOST_DEVICE constexpr int chains_together(int n8) { return n8 < 2 ? n8 : 2; }
 
 // Adds the products of kRun k steps, which share a scale, from kFirstStep of the block on: integer
 // sums on the tensor cores, multiplied by the scale in fp32.
-template <int kBits, class Activation, int kN8, int kRun, int kFirstStep, class LoadVector,
-          class LoadX>
+template <int kBits, class Activation, class Scales, int kN8, int kRun, int kFirstStep,
+          class LoadVector, class LoadX>
 __device__ inline void multiply_run(const GemmParams& params, int k_block, int first_feature,
                                     int first_row, const LoadVector& load_vector,
                                     const LoadX& load_x, Totals<kN8>& totals) {
   constexpr int kTogether = chains_together(kN8);
-  const LaneScales scales(params, group_of_step(params, k_block * kSteps + kFirstStep),
-                          first_feature);
+  const int group = group_of_step<kFirstStep>(params, k_block);
+  const Scales scales(params, group, first_feature);
   uint32_t x[kRun][kN8][2];
 #pragma unroll
   for (int j = 0; j < kRun; ++j) load_x(kFirstStep + j, x[j]);
@@ -183,6 +202,7 @@ __device__ inline void multiply_run(const GemmParams& params, int k_block, int f
     uint32_t w[kRun][kRegisters];
     decode_steps<kBits, Activation, kFirstStep>(
         words, w, std::make_integer_sequence<int, kRun * kRegisters>());
+    const float2 scale = scales.of_tile(tile);
 #pragma unroll
     for (int first = 0; first < kN8; first += kTogether) {
       float sums[kTogether][4];
@@ -195,7 +215,6 @@ __device__ inline void multiply_run(const GemmParams& params, int k_block, int f
 #pragma unroll
         for (int i = 0; i < kTogether; ++i) Activation::mma(sums[i], w[j], x[j][first + i]);
       }
-      const float2 scale = scales.of_tile(tile);
 #pragma unroll
       for (int i = 0; i < kTogether; ++i) {
 #pragma unroll
@@ -206,38 +225,62 @@ __device__ inline void multiply_run(const GemmParams& params, int k_block, int f
       }
     }
   }
-  if (params.row_sums != nullptr) {
-    add_minima<kBits, kN8>(params, k_block * kSteps + kFirstStep, first_feature, first_row, totals);
+  // The launch's run, and so the sum of activations, may be twice as long; then it is the block.
+  if constexpr (Scales::kHasMinima) {
+    if (params.row_sums != nullptr && (params.run_steps == kRun || kFirstStep + kRun == kSteps)) {
+      const int run =
+          params.run_steps == kRun ? k_block * (kSteps / kRun) + kFirstStep / kRun : k_block;
+      add_minima<kBits, kN8>(params, group, run, first_feature, first_row, totals);
+    }
   }
 }
 
-template <int kBits, class Activation, int kN8, int kRun, class LoadVector, class LoadX,
-          int... kRuns>
+template <int kBits, class Activation, class Scales, int kN8, int kRun, class LoadVector,
+          class LoadX, int... kRuns>
 __device__ inline void multiply_runs(const GemmParams& params, int k_block, int first_feature,
                                      int first_row, const LoadVector& load_vector,
                                      const LoadX& load_x, Totals<kN8>& totals,
                                      std::integer_sequence<int, kRuns...>) {
-  (multiply_run<kBits, Activation, kN8, kRun, kRuns * kRun>(params, k_block, first_feature,
-                                                            first_row, load_vector, load_x, totals),
+  (multiply_run<kBits, Activation, Scales, kN8, kRun, kRuns * kRun>(
+       params, k_block, first_feature, first_row, load_vector, load_x, totals),
    ...);
 }
 
 // Adds the products of one block and 8 * kN8 rows to the totals. load_vector(v) gives the lane's
-// vector v of the block, load_x(step, x) the activation operands of a step. The run length of the
-// launch chooses one of three bodies by a uniform branch.
+// vector v of the block, load_x(step, x) the activation operands of a step. Uniform branches choose
+// one of four bodies: by the run length of the launch, and for the longest the usual scales apart.
+// The operands of four steps and 64 rows fill the registers; from sm_100 on ptxas needs some more
+// and would spill, so there a run of four steps is computed as two.
 template <int kBits, class Activation, int kN8, class LoadVector, class LoadX>
 __device__ inline void multiply_block(const GemmParams& params, int k_block, int first_feature,
                                       int first_row, const LoadVector& load_vector,
                                       const LoadX& load_x, Totals<kN8>& totals) {
-  if (params.run_steps == 4) {
-    multiply_runs<kBits, Activation, kN8, 4>(params, k_block, first_feature, first_row, load_vector,
-                                             load_x, totals, std::make_integer_sequence<int, 1>());
-  } else if (params.run_steps == 2) {
-    multiply_runs<kBits, Activation, kN8, 2>(params, k_block, first_feature, first_row, load_vector,
-                                             load_x, totals, std::make_integer_sequence<int, 2>());
+#if __CUDA_ARCH__ >= 1000
+  constexpr bool kLongRuns = kN8 < 8;
+#else
+  constexpr bool kLongRuns = true;
+#endif
+  if constexpr (kLongRuns) {
+    if (params.run_steps == kSteps) {
+      const auto one_run = std::make_integer_sequence<int, 1>();
+      if (PlainScales::serve(params)) {
+        multiply_runs<kBits, Activation, PlainScales, kN8, kSteps>(
+            params, k_block, first_feature, first_row, load_vector, load_x, totals, one_run);
+      } else {
+        multiply_runs<kBits, Activation, AnyScales, kN8, kSteps>(
+            params, k_block, first_feature, first_row, load_vector, load_x, totals, one_run);
+      }
+      return;
+    }
+  }
+  if (params.run_steps >= 2) {
+    multiply_runs<kBits, Activation, AnyScales, kN8, 2>(
+        params, k_block, first_feature, first_row, load_vector, load_x, totals,
+        std::make_integer_sequence<int, kSteps / 2>());
   } else {
-    multiply_runs<kBits, Activation, kN8, 1>(params, k_block, first_feature, first_row, load_vector,
-                                             load_x, totals, std::make_integer_sequence<int, 4>());
+    multiply_runs<kBits, Activation, AnyScales, kN8, 1>(params, k_block, first_feature, first_row,
+                                                        load_vector, load_x, totals,
+                                                        std::make_integer_sequence<int, kSteps>());
   }
 }
 

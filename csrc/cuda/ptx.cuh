@@ -11,11 +11,26 @@ __device__ inline uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+// The same value, from a place that the compiler cannot see: it keeps it in a register instead of
+// computing it anew at every use, or the other way round. No instruction.
+template <class T>
+__device__ inline T kept_value(T value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 // --- copies -----------------------------------------------------------------------------------
 
 // 16 bytes from global to shared memory without passing through registers; .cg keeps them out of
-// L1. With valid == 0 nothing is read and the target is filled with zeros: tails need no branch.
-// kOffset is added to the target.
+// L1. kOffset is added to the target.
+template <int kOffset = 0>
+__device__ inline void cp_async(uint32_t target, const void* source) {
+  asm volatile("cp.async.cg.shared.global [%0 + %2], [%1], 16;\n" ::"r"(target), "l"(source),
+               "n"(kOffset)
+               : "memory");
+}
+
+// The same, but with valid == 0 nothing is read and the target is filled with zeros: for tails.
 template <int kOffset = 0>
 __device__ inline void cp_async_zfill(uint32_t target, const void* source, int valid) {
   asm volatile("cp.async.cg.shared.global [%0 + %3], [%1], 16, %2;\n" ::"r"(target), "l"(source),
