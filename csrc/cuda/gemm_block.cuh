@@ -177,9 +177,20 @@ __device__ inline void decode_steps(const uint32_t (&words)[kBits], uint32_t (&w
    ...);
 }
 
+// The operands of four steps and the totals of 64 rows fill the registers. From sm_100 on ptxas
+// needs some more and would spill: there a run of four steps is computed as two, at 64 rows.
+#if __CUDA_ARCH__ >= 1000
+constexpr bool kLongRunsOf64Rows = false;
+#else
+constexpr bool kLongRunsOf64Rows = true;
+#endif
+
 // How many n8 operands are summed at a time: with two warps to a scheduler, two chains each keep
-// the tensor cores busy, and more do not fit into the registers beside the totals of 64 rows.
-MMQ_HOST_DEVICE constexpr int chains_together(int n8) { return n8 < 2 ? n8 : 2; }
+// the tensor cores busy, and more do not fit into the registers beside the totals of 64 rows;
+// beside the operands of four steps and of three planes (7 bits), only one does.
+MMQ_HOST_DEVICE constexpr int chains_together(int bits, int n8) {
+  return n8 == 1 || (n8 == 8 && plane_count(bits) == 3 && kLongRunsOf64Rows) ? 1 : 2;
+}
 
 // Adds the products of kRun k steps, which share a scale, from kFirstStep of the block on: integer
 // sums on the tensor cores, multiplied by the scale in fp32.
@@ -188,7 +199,7 @@ template <int kBits, class Activation, class Scales, int kN8, int kRun, int kFir
 __device__ inline void multiply_run(const GemmParams& params, int k_block, int first_feature,
                                     int first_row, const LoadVector& load_vector,
                                     const LoadX& load_x, Totals<kN8>& totals) {
-  constexpr int kTogether = chains_together(kN8);
+  constexpr int kTogether = chains_together(kBits, kN8);
   const int group = group_of_step<kFirstStep>(params, k_block);
   const Scales scales(params, group, first_feature);
   uint32_t x[kRun][kN8][2];
@@ -249,18 +260,11 @@ __device__ inline void multiply_runs(const GemmParams& params, int k_block, int 
 // Adds the products of one block and 8 * kN8 rows to the totals. load_vector(v) gives the lane's
 // vector v of the block, load_x(step, x) the activation operands of a step. Uniform branches choose
 // one of four bodies: by the run length of the launch, and for the longest the usual scales apart.
-// The operands of four steps and 64 rows fill the registers; from sm_100 on ptxas needs some more
-// and would spill, so there a run of four steps is computed as two.
 template <int kBits, class Activation, int kN8, class LoadVector, class LoadX>
 __device__ inline void multiply_block(const GemmParams& params, int k_block, int first_feature,
                                       int first_row, const LoadVector& load_vector,
                                       const LoadX& load_x, Totals<kN8>& totals) {
-#if __CUDA_ARCH__ >= 1000
-  constexpr bool kLongRuns = kN8 < 8;
-#else
-  constexpr bool kLongRuns = true;
-#endif
-  if constexpr (kLongRuns) {
+  if constexpr (kN8 < 8 || kLongRunsOf64Rows) {
     if (params.run_steps == kSteps) {
       const auto one_run = std::make_integer_sequence<int, 1>();
       if (PlainScales::serve(params)) {
