@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Seeded bugs in the CUDA kernels: the interpreter reports each, at the line of the mutation.
 
-The libraries are those of cmake/cuda_mutations.cmake (target mmq_cuda_mutations). A mutated launcher
-takes the place of the compiled module's for one call; everything else is as shipped.
+The libraries are those of cmake/cuda_mutations.cmake (target mmq_cuda_mutations). A mutated
+launcher takes the place of the compiled module's for one call; everything else is as shipped.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ REPORTED = {
     ),
     "uninitialised_accumulator": (
         "uninitialised",
-        Place("gemm_reduce.cuh", "= {part[0], part[1], part[2], part[3]};"),
+        Place("gemm_reduce.cuh", "= {sum[0], sum[1], sum[2], sum[3]};"),
     ),
 }
 

@@ -180,10 +180,10 @@ def test_counts(m, bits, dtype, zeros):
     reads = {read["name"].split(".")[-1]: read for read in launches[1]["reads"]}
     weights = reads["tiles"]
     assert weights["requested"] == weights["distinct"] == weights["bytes"]
-    if m > 8 and not zeros:
-        requested, distinct = (launches[1][f"read_bytes_{n}"] for n in ("requested", "distinct"))
-        assert requested <= limits["requested_per_distinct_byte"] * distinct
-    if m == 1 and not zeros:  # zeros and minima are read tile by tile, in 8 or 16 bytes
+    requested, distinct = (launches[1][f"read_bytes_{n}"] for n in ("requested", "distinct"))
+    times = limits["requested_per_distinct_byte"]["zeros" if zeros else "scales"]
+    assert requested <= times * distinct
+    if m == 1 and not zeros:  # beside zeros, scales are read tile by tile, in 8 bytes
         assert total["load_requests_16_bytes"] == total["load_requests"]
 
 

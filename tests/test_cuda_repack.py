@@ -120,7 +120,9 @@ def test_counts(bits):
     assert len(launches) == 2
     for launch in launches:
         total = launch["total"]
-        assert factor(total, "store_sectors", "store_sectors_ideal") <= limits["store_sector_factor"]
+        assert (
+            factor(total, "store_sectors", "store_sectors_ideal") <= limits["store_sector_factor"]
+        )
         requested, distinct = (launch[f"read_bytes_{n}"] for n in ("requested", "distinct"))
         name = "unrepack" if "unrepack" in launch["kernel"] else "repack"
         assert requested <= limits["requested_per_distinct_byte"][name] * distinct
