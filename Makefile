@@ -6,9 +6,12 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 OUT ?= out
-# One architecture for tests, which run its PTX; wheels have all that CMake's default names.
-CUDA_ARCHS ?= 80
-NVCC := $(shell command -v nvcc)
+# One architecture of each family of PTX, which the tests run; wheels have all that CMake's default
+# names.
+CUDA_ARCHS ?= 80,120
+# auto (with nvcc on the PATH), on or off: the CUDA library, and with it its tests
+export MMQ_CUDA ?= auto
+CUDA := $(if $(filter off,$(MMQ_CUDA)),,$(shell command -v nvcc))
 GPU_TESTS = $(addprefix tests/test_,$(addsuffix .py,packing packed_gemm gptq_block awq_errors \
   linear cuda_errors cuda_models))
 comma := ,
@@ -39,8 +42,8 @@ $(VENV)/.ready: pyproject.toml
 # The editable install builds once; after that ninja rebuilds what changed.
 build: env
 	$(BIN)/cmake -S . -B build/dev -G Ninja --log-level=WARNING -DMMQ_PTXSIM=ON \
-	  -DMMQ_CUDA_ARCHS="$(CUDA_ARCHS)" -DPython_EXECUTABLE=$(abspath $(BIN))/python
-	$(BIN)/cmake --build build/dev
+	  -DMMQ_CUDA=$(MMQ_CUDA) -DMMQ_CUDA_ARCHS="$(CUDA_ARCHS)" -DPython_EXECUTABLE=$(abspath $(BIN))/python
+	$(BIN)/cmake --build build/dev --target all $(if $(CUDA),mmq_cuda_mutations)
 
 lint: env
 	$(BIN)/ruff check .
@@ -67,7 +70,7 @@ sanitize: env
 # One thread: the shapes are small, and spinning threads crawl where other processes hold the cores. Tests of
 # threads set their own number.
 unit: build
-	OMP_NUM_THREADS=1 MMQ_REQUIRE="$${MMQ_REQUIRE-ptxsim$(if $(NVCC),$(comma)cuda)}" $(BIN)/pytest
+	OMP_NUM_THREADS=1 MMQ_REQUIRE="$${MMQ_REQUIRE-ptxsim$(if $(CUDA),$(comma)cuda$(comma)mutations)}" $(BIN)/pytest
 
 # The same tests with a real device in the interpreter's place; needs a torch that has CUDA.
 test-gpu: build

@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prints every op's largest error, as a share of its elementwise float64 bound.
 
-    python tests/bench/error_table.py
+    python tests/bench/error_table.py [--by-width]
 
-One row per op, instruction set and awkward shape, the worst of all widths. For packed_gemm
-`rounding` is the share of the rounding bound around the same computation in float64, `total` the
-share of the whole bound around the exact product (in int8 mode that includes the quantization of
-activations). Ops that must agree with the reference bit by bit (packing, repacking, gptq_block,
-grid_search by min and max) count differing numbers instead, in both columns. Exits with 1 if a
-share exceeds 1 or a number differs. The last line is the table as one JSON document.
+One row per op, implementation and awkward shape: the worst of all widths, or with --by-width each
+width of packed_gemm. "cuda" are the CUDA kernels on the PTX interpreter, where both are built
+(activations of float16). For packed_gemm `rounding` is the share of the rounding bound around the
+same computation in float64, `total` the share of the whole bound around the exact product (in int8
+mode that includes the quantization of activations). Ops that must agree with the reference bit by
+bit (packing, repacking, gptq_block, grid_search by min and max) count differing numbers instead, in
+both columns. Exits with 1 if a share exceeds 1 or a number differs. The last line is the table as
+one JSON document.
 """
 
 from __future__ import annotations
 
+import argparse
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -22,7 +26,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from compare import seeded, worst_share
-from shapes import BITS, problem
+from isas import CPU, CUDA, running
+from shapes import BITS, Problem, problem
+from simulated import missing
 
 import mmq_ext
 from mmq_ext import ops, reference
@@ -39,49 +45,62 @@ SHAPES = (
     (1, 64, 33, 33),
     (64, 64, 33, 7),
 )
+DEVICES = () if missing() else (CUDA,)
 
 
-def gemm_rows() -> list[dict[str, object]]:
+def gemm_shares(p: Problem, mode: str, isa: str) -> tuple[float, float]:
+    """Rounding and total error of one product."""
+    with running(isa):
+        y = p.run(mode)
+    if isa == CUDA:
+        share = worst_share(y, p.reference(mode), p.cuda_bound())
+        return share, share
+    rounding = worst_share(y, p.reference(mode), p.bound(mode, rounding_only=True))
+    return rounding, worst_share(y, p.reference("exact"), p.bound(mode))
+
+
+def gemm_rows(by_width: bool) -> list[dict[str, object]]:
     rows = []
-    for mode in ("exact", "int8"):
-        for isa in mmq_ext.cpu_isas():
-            for m, n, k, group_size in SHAPES:
-                rounding = total = 0.0
-                for bits in BITS:
-                    p = problem(m, n, k, group_size, bits, bias=True)
-                    with mmq_ext.use_isa(isa):
-                        y = p.run(mode)
-                    bound = p.bound(mode, rounding_only=True)
-                    rounding = max(rounding, worst_share(y, p.reference(mode), bound))
-                    total = max(total, worst_share(y, p.reference("exact"), p.bound(mode)))
-                shape = f"M={m} N={n} K={k} g={group_size}"
-                rows.append(
-                    {
-                        "op": f"packed_gemm {mode}",
-                        "isa": isa,
-                        "shape": shape,
-                        "rounding": rounding,
-                        "total": total,
-                    }
-                )
+    widths = [(bits,) for bits in BITS] if by_width else [tuple(BITS)]
+    cpu = [(mode, isa) for mode in ("exact", "int8") for isa in mmq_ext.cpu_isas()]
+    for mode, isa in (*cpu, *(("exact", device) for device in DEVICES)):
+        for (m, n, k, group_size), some in itertools.product(SHAPES, widths):
+            problems = [problem(m, n, k, group_size, bits, bias=True) for bits in some]
+            if isa == CUDA:
+                problems = [p.as_cuda() for p in problems if p.has_cuda_groups]
+            shares = [gemm_shares(p, mode, isa) for p in problems]
+            if not shares:
+                continue  # this group size is refused there
+            rounding, total = (max(column) for column in zip(*shares, strict=True))
+            rows.append(
+                {
+                    "op": f"packed_gemm {mode}",
+                    "isa": isa,
+                    "shape": f"M={m} N={n} K={k} g={group_size}" + f" b={some[0]}" * by_width,
+                    "rounding": rounding,
+                    "total": total,
+                }
+            )
     return rows
 
 
 def packing_rows() -> list[dict[str, object]]:
     rows = []
-    for n, k in ((2, 1408), (64, 4304), (64, 33)):
-        wrong = 0
-        for bits in BITS:
-            codes = problem(0, n, k, k, bits).codes
-            words = ops.pack(codes, bits)
-            tiles = ops.repack(words, bits, k)
-            wrong += int((words != reference.pack(codes, bits)).sum())
-            wrong += int((tiles != reference.repack(words, bits, k)).sum())
-            wrong += int((ops.unrepack(tiles, bits, n, k) != words).sum())
-        shape = f"N={n} K={k}"
-        rows.append(
-            {"op": "pack, repack", "isa": "all", "shape": shape, "rounding": wrong, "total": wrong}
-        )
+    for isa in (CPU, *DEVICES):
+        for n, k in ((2, 1408), (64, 4304), (64, 33)):
+            wrong = 0
+            for bits in BITS:
+                codes = problem(0, n, k, k, bits).codes
+                with running(isa):
+                    words = ops.pack(codes, bits)
+                    tiles = ops.repack(words, bits, k)
+                    wrong += int((ops.unrepack(tiles, bits, n, k) != words).sum())
+                wrong += int((words != reference.pack(codes, bits)).sum())
+                if isa == CPU:
+                    wrong += int((tiles != reference.repack(words, bits, k)).sum())
+            shape = f"N={n} K={k}"
+            row = {"op": "pack, repack", "isa": isa, "shape": shape}
+            rows.append(row | {"rounding": wrong, "total": wrong})
     return rows
 
 
@@ -91,7 +110,7 @@ def quantization_rows() -> list[dict[str, object]]:
     def add(op: str, isa: str, shape: str, worst: float) -> None:
         rows.append({"op": op, "isa": isa, "shape": shape, "rounding": worst, "total": worst})
 
-    for isa in mmq_ext.cpu_isas():
+    for isa in (*mmq_ext.cpu_isas(), *DEVICES):
         for n, cols in ((2, 128), (64, 33), (7, 200)):
             wrong = sum(gptq_differences(isa, n, cols, bits) for bits in BITS)
             add("gptq_block", isa, f"N={n} block={cols} g=32", wrong)
@@ -104,7 +123,7 @@ def quantization_rows() -> list[dict[str, object]]:
                 grid = {"bits": bits, "group_size": 128}
                 want, bound = reference.awq_errors(*inputs, **grid)
                 found = reference.grid_search(w, kind="integer", **grid)
-                with mmq_ext.use_isa(isa):
+                with running(isa):
                     share = max(share, worst_share(ops.awq_errors(*inputs, **grid), want, bound))
                     got = ops.grid_search(w, **grid)
                 wrong += sum(int((a != b).sum()) for a, b in zip(got, found, strict=True))
@@ -121,20 +140,22 @@ def gptq_differences(isa: str, n: int, cols: int, bits: int) -> int:
     scales, zeros = reference.grid_search(w, bits=bits, group_size=32, kind="integer")
     group_of = (torch.arange(cols) // 32).to(torch.int32)
     arguments = (w, u, scales, zeros, group_of, bits, False)
-    with mmq_ext.use_isa(isa):
+    with running(isa):
         got = ops.gptq_block(*arguments)
     want = reference.gptq_block(*arguments)
     return sum(int((a != b).sum()) for a, b in zip(got, want, strict=True))
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--by-width", action="store_true", help="packed_gemm: a row per width")
     torch.manual_seed(0)
-    rows = packing_rows() + gemm_rows() + quantization_rows()
+    rows = packing_rows() + gemm_rows(parser.parse_args().by_width) + quantization_rows()
     out = sys.stdout
-    out.write(f"{'op':<18} {'isa':<7} {'shape':<26} {'rounding':>9} {'total':>7}\n")
+    out.write(f"{'op':<18} {'isa':<7} {'shape':<30} {'rounding':>9} {'total':>7}\n")
     for row in rows:
         out.write(
-            f"{row['op']:<18} {row['isa']:<7} {row['shape']:<26} {row['rounding']:>9.4f} "
+            f"{row['op']:<18} {row['isa']:<7} {row['shape']:<30} {row['rounding']:>9.4f} "
             f"{row['total']:>7.4f}\n"
         )
     out.write(json.dumps(rows) + "\n")

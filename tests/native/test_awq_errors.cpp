@@ -32,18 +32,9 @@ void compare(int64_t n, int64_t k, int64_t rows, int64_t group, mmq::GridKind ki
   const std::vector<float> w = random.floats(n * k);
   std::vector<float> candidates = random.floats(kCount * k, 0.5f, 2.f);
   std::vector<float> factor = random.floats(rows * k);
-  const AwqErrorsArgs args{w.data(),
-                           candidates.data(),
-                           factor.data(),
-                           nullptr,
-                           n,
-                           k,
-                           rows,
-                           kCount,
-                           group,
-                           3,
-                           kind,
-                           mmq::ScaleType::kFloat16};
+  const AwqErrorsArgs args{
+      w.data(), candidates.data(),       factor.data(), nullptr, n, k, rows, kCount, group, 3,
+      kind,     mmq::ScaleType::kFloat16};
   const std::vector<double> expected = run("scalar", args);
   for (const char* const* isa = mmq::cpu::supported_isas(); *isa; ++isa) {
     CHECK(close(run(*isa, args), expected));

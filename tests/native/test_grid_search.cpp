@@ -32,13 +32,8 @@ void compare(int64_t n, int64_t k, int64_t group, mmq::GridKind kind, int steps)
   Random random(static_cast<uint32_t>(n * 1000 + k));
   std::vector<float> w = random.floats(n * k);
   const std::vector<float> importance = random.floats(k, 0.f, 1.f);
-  const GridSearchArgs args{w.data(), importance.data(),
-                            nullptr,  nullptr,
-                            n,        k,
-                            group,    3,
-                            kind,     mmq::ScaleType::kFloat16,
-                            steps,    0.8f,
-                            2.f};
+  const GridSearchArgs args{w.data(), importance.data(),        nullptr, nullptr, n,  k, group, 3,
+                            kind,     mmq::ScaleType::kFloat16, steps,   0.8f,    2.f};
   const Result expected = run("scalar", args);
   for (const char* const* isa = mmq::cpu::supported_isas(); *isa; ++isa)
     CHECK(run(*isa, args) == expected);

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PTX of every family that ships: from compute_100 on another back end of the compiler writes it.
+
+The interpreter takes, as a driver does, the newest PTX that its capability can run. Every kernel
+runs from each family's PTX: integers and GPTQ's fp32 agree bit by bit, products within their bound.
+"""
+
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+from compare import assert_within
+from isas import needs_cuda
+from shapes import BITS, problem
+from simulated import on_gpu, simulated_cuda
+from test_gptq_block import problem as gptq_problem
+from torch import Tensor
+
+import mmq_ext
+from mmq_ext import ops, reference
+
+SECOND = 120  # the capability whose PTX CI builds beside compute_80's
+
+pytestmark = [
+    needs_cuda,
+    pytest.mark.skipif(on_gpu(), reason="a GPU runs machine code"),
+]
+
+
+def in_both_families(call: Callable[[], Tensor | tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
+    """The results from compute_80's PTX and from the second family's."""
+    results = []
+    for capability in (80, SECOND):
+        with simulated_cuda(capability=capability, sm_count=8) as simulator:
+            found = call()
+            assert simulator.launches()
+        results.append(found if isinstance(found, tuple) else (found,))
+    return results
+
+
+def assert_equal_in_both(call: Callable[[], Tensor | tuple[Tensor, ...]]) -> None:
+    for first, second in zip(*in_both_families(call), strict=True):
+        assert torch.equal(first, second)
+
+
+def test_both_families_are_built(isa: str) -> None:
+    with simulated_cuda():
+        found = re.findall(r"\+ptx(\d+)", str(mmq_ext.cuda_status()["architectures"]))
+    if found == ["80"]:
+        pytest.skip("built with PTX of compute_80 alone (MMQ_CUDA_ARCHS)")
+    assert found == ["80", str(SECOND)]
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_packing(isa: str, bits: int) -> None:
+    p = problem(0, 70, 300, 128, bits)
+
+    def call() -> tuple[Tensor, ...]:
+        words = ops.pack(p.codes, bits)
+        tiles = ops.repack(words, bits, 300)
+        back = ops.unrepack(tiles, bits, 70, 300)
+        assert torch.equal(back, words)
+        assert torch.equal(ops.unpack(words, bits, 300), p.codes)
+        return words, tiles
+
+    assert_equal_in_both(call)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("m", [1, 13, 40])
+def test_packed_gemm(isa: str, bits: int, m: int) -> None:
+    dtype = torch.bfloat16 if bits % 2 else torch.float16
+    p = problem(m, 70, 300, 48, bits, bias=True, perm=True, in_scale=True).as_cuda(dtype)
+    for (y,) in in_both_families(lambda: p.run("exact")):
+        assert_within(y, p.reference("exact"), p.cuda_bound())
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_gptq_block(isa: str, bits: int) -> None:
+    assert_equal_in_both(lambda: ops.gptq_block(*gptq_problem(9, 64, bits=bits)))
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+def test_awq_errors(isa: str, bits: int) -> None:
+    g = torch.Generator().manual_seed(bits)
+    w = torch.randn(33, 96, generator=g)
+    candidates = torch.rand(3, 96, generator=g) + 0.5
+    factor = torch.randn(20, 96, generator=g)
+    settings = {"bits": bits, "group_size": 32}
+    want, bound = reference.awq_errors(w, candidates, factor, **settings)
+    for (found,) in in_both_families(lambda: ops.awq_errors(w, candidates, factor, **settings)):
+        assert_within(found, want, bound)
