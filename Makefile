@@ -89,8 +89,10 @@ emoji: env
 	cd $(OUT)/emoji-packages && npm pack --silent $(EMOJI_PACKAGES)
 	$(BIN)/python -m mmq_evals.data.emoji $(OUT)/emoji-packages $(OUT)/emoji
 
+# packed_gemm beside torch and other libraries, with met or short per cell.
 bench: build
-	$(BIN)/pytest tests/bench --benchmark-only --benchmark-columns=median,iqr,rounds
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -e ".[bench]"
+	$(BIN)/python tests/bench/gemm_table.py --bits 2,4,8
 
 wheel: env
 	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .

@@ -105,8 +105,10 @@ function(mmq_cuda_objects list folder)
   mmq_cuda_object(objects ${folder} pack pack.cu ${ARGN})
   mmq_cuda_object(objects ${folder} repack repack.cu ${ARGN})
   mmq_cuda_object(objects ${folder} gemm gemm.cu ${ARGN})
+  # At its default level ptxas overlaps the products of 64 rows until it spills.
   foreach(bits 2 3 4 5 6 7 8)
-    mmq_cuda_object(objects ${folder} gemm_${bits} gemm_width.cu -DMMQ_BITS=${bits} ${ARGN})
+    mmq_cuda_object(objects ${folder} gemm_${bits} gemm_width.cu -DMMQ_BITS=${bits} -Xptxas -O1
+                    ${ARGN})
   endforeach()
   mmq_cuda_object(objects ${folder} gptq_block gptq_block.cu --fmad=false ${ARGN})
   mmq_cuda_object(objects ${folder} awq_errors awq_errors.cu --fmad=false ${ARGN})

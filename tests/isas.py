@@ -13,7 +13,7 @@ import pytest
 
 import mmq_ext
 
-KNOWN = ("avx2", "scalar")
+KNOWN = ("avx512", "avx2", "scalar")
 CPU = "cpu"  # ops that have one implementation for all instruction sets
 CUDA = "cuda"
 

@@ -71,7 +71,8 @@ def test_packing(isa: str, bits: int) -> None:
 @pytest.mark.parametrize("m", [1, 13, 40])
 def test_packed_gemm(isa: str, bits: int, m: int) -> None:
     dtype = torch.bfloat16 if bits % 2 else torch.float16
-    p = problem(m, 70, 300, 48, bits, bias=True, perm=True, in_scale=True).as_cuda(dtype)
+    group_size = 48 if bits % 3 else 64
+    p = problem(m, 70, 300, group_size, bits, bias=True, perm=True, in_scale=True).as_cuda(dtype)
     for (y,) in in_both_families(lambda: p.run("exact")):
         assert_within(y, p.reference("exact"), p.cuda_bound())
 

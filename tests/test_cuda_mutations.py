@@ -111,7 +111,7 @@ REPORTED = {
     ),
     "uninitialised_accumulator": (
         "uninitialised",
-        Place("gemm_reduce.cuh", "= {part[0], part[1], part[2], part[3]};"),
+        Place("gemm_reduce.cuh", "= {sum[0], sum[1], sum[2], sum[3]};"),
     ),
 }
 

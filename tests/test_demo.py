@@ -24,6 +24,7 @@ def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tasks = [
         ("tiny-blip2-retrieval", "retrieval"),
         ("tiny-llava", "vqa"),
+        ("tiny-llava", "widths"),
         ("tiny-llava", "easy-vqa"),
     ]
     found = [(row.model, row.task, row.method) for row in report.rows]

@@ -316,7 +316,7 @@ def test_tasks_for_and_refusals(
 ) -> None:
     caption, llava = caption_model[0], llava_model[0]
     assert tasks_for(caption) == ["captioning"]
-    assert tasks_for(llava) == ["vqa", "easy-vqa"]
+    assert tasks_for(llava) == ["vqa", "widths", "easy-vqa"]
     assert tasks_for(caption, coco) == ["captioning"]
     assert tasks_for(llava, coco) == []
     assert tasks_for(llava, eval_models.gqa(coco)) == ["gqa"]

@@ -274,3 +274,14 @@ def test_refusals_say_what_was_expected(change, message):
     ops.packed_gemm(**arguments)
     with pytest.raises(ValueError, match=f"packed_gemm: expected {message}"):
         ops.packed_gemm(**(arguments | change))
+
+
+@every_width
+@pytest.mark.parametrize("isa", [param("avx512")])
+@pytest.mark.parametrize("shape", [(3, 70, 300, 128), (17, 40, 130, 32), (25, 72, 100, 7)])
+def test_integer_products_are_the_same_on_every_instruction_set(isa, shape, bits):
+    p = problem(*shape, bits, bias=True)
+    with mmq_ext.use_isa(isa):
+        found = p.run("int8")
+    with mmq_ext.use_isa("avx2"):
+        assert torch.equal(p.run("int8"), found)

@@ -17,8 +17,12 @@ import transformers
 from safetensors import safe_open
 from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin
 
+import mmq
 from mmq_evals import tiny
+from mmq_evals.calibration import calibration_samples
 from mmq_evals.errors import EvalError
+from mmq_evals.run import evaluate
+from mmq_evals.stats import paired_difference
 from mmq_evals.tiny import architectures, data, score
 from mmq_evals.tiny.scenes import (
     SPLIT_SIZES,
@@ -179,7 +183,7 @@ def test_missing_easy_vqa_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_bad_requests_are_refused(loaded: tuple[str, PreTrainedModel, ProcessorMixin]) -> None:
     name, _, processor = loaded
-    with pytest.raises(ValueError, match="source of scenes, easy-vqa, got 'coco'"):
+    with pytest.raises(ValueError, match="source of scenes, widths, easy-vqa, got 'coco'"):
         data.vqa_items("test", "coco")
     with pytest.raises(ValueError, match=r"tiny model of .*, got 'gpt'"):
         tiny.path("gpt")
@@ -236,11 +240,37 @@ def test_score_is_far_above_the_blind_baselines(
     if name == "tiny-blip2-caption":
         assert got["token_f1"] > got["best_constant_token_f1"] + 0.2
     elif name == "tiny-llava":
-        for source in ("scenes", "easy-vqa"):
+        for source in ("scenes", "widths", "easy-vqa"):
             best = max(got[f"{source} majority"], got[f"{source} question_only"])
             assert got[f"{source} accuracy"] > best + (0.4 if source == "scenes" else 0.2)
     else:
         assert min(got["matching text_r1"], got["matching image_r1"]) > 15 * got["chance"]
+
+
+def test_three_bits_hurt_the_reading_of_widths(tmp_path: Path) -> None:
+    """Most questions have clear answers, which survive three bits; widths are a measurement."""
+    rows = {}
+    for name, bits in (("full", None), ("uniform", 3)):
+        model, processor = (
+            mmq.load(tiny.path("tiny-llava")),
+            mmq.load_processor(tiny.path("tiny-llava")),
+        )
+        if bits is not None:
+            samples = calibration_samples(model, processor, count=1)
+            recipe = mmq.Recipe.simple(name, bits=bits)
+            mmq.quantize(model, recipe, [sample.inputs for sample in samples])
+        out = tmp_path / name
+        result = evaluate(model, processor, ["widths"], out_dir=out, batch_size=50)
+        file = out / result["tasks"]["widths"]["rows"]
+        rows[name] = [json.loads(line) for line in file.read_text().splitlines()]
+    scores = {
+        name: {row["id"]: row["scores"]["accuracy_always"] for row in found}
+        for name, found in rows.items()
+    }
+    images = {row["id"]: row["cluster"] for row in rows["full"]}
+    assert len(images) > 1900
+    lost = paired_difference(scores["full"], scores["uniform"], images, resamples=2000)
+    assert lost.low > 0
 
 
 def test_checkpoint_round_trips(

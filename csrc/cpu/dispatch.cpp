@@ -29,6 +29,23 @@ bool avx2::supported() {
   return (ebx & kAvx2) != 0;
 }
 
+bool avx512::supported() {
+  unsigned eax, ebx, ecx, edx;
+  if (!avx2::supported()) return false;
+  // XCR0 bits 5, 6 and 7: the OS saves masks and all of 32 registers of 512 bits.
+  unsigned xcr0_low, xcr0_high;
+  __asm__("xgetbv" : "=a"(xcr0_low), "=d"(xcr0_high) : "c"(0));
+  if ((xcr0_low & 0xe0u) != 0xe0u) return false;
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
+  constexpr unsigned kF = 1u << 16, kDq = 1u << 17, kBw = 1u << 30, kVl = 1u << 31;
+  constexpr unsigned kVnni = 1u << 11;
+  return (ebx & (kF | kDq | kBw | kVl)) == (kF | kDq | kBw | kVl) && (ecx & kVnni) != 0;
+}
+
+void avx512::packed_gemm(const PackedGemmArgs& args) {
+  args.mode == GemmMode::kExact ? packed_gemm_exact(args) : packed_gemm_int8(args);
+}
+
 void avx2::packed_gemm(const PackedGemmArgs& args) {
   args.mode == GemmMode::kExact ? packed_gemm_exact(args) : packed_gemm_int8(args);
 }
@@ -39,6 +56,8 @@ namespace {
 // Best first.
 const Kernels kTable[] = {
 #if defined(__x86_64__)
+    {"avx512", avx512::supported, avx512::packed_gemm, avx2::gptq_block, avx2::awq_errors,
+     avx2::grid_search},
     {"avx2", avx2::supported, avx2::packed_gemm, avx2::gptq_block, avx2::awq_errors,
      avx2::grid_search},
 #endif

@@ -122,6 +122,14 @@ void gptq_block(const GptqBlockArgs& args);
 void awq_errors(const AwqErrorsArgs& args);
 void grid_search(const GridSearchArgs& args);
 }  // namespace avx2
+
+// Both modes of packed_gemm; the other ops are those of avx2.
+namespace avx512 {
+bool supported();  // AVX-512 F, BW, DQ, VL and VNNI beside AVX2, and the OS saves the registers
+void packed_gemm(const PackedGemmArgs& args);
+void packed_gemm_exact(const PackedGemmArgs& args);
+void packed_gemm_int8(const PackedGemmArgs& args);
+}  // namespace avx512
 #endif
 
 }  // namespace mmq::cpu

@@ -9,6 +9,7 @@
 // per tile, and multiplied by a register-blocked kernel, 6 rows of x by 2 tiles = 12 accumulators.
 #if defined(__x86_64__)
 
+#include "cpu/dense_panel_avx2.h"
 #include "cpu/kernels.h"
 #include "cpu/layout.h"
 #include "cpu/packed_gemm_avx2.h"
@@ -24,8 +25,6 @@ namespace {
 // --- few rows ---
 
 constexpr int kFewRows = 4;  // rows of x per pass over a tile
-// Measured: from so many rows on a panel wins (Zen 3, 2 threads, 4096x4096, 4 bits).
-constexpr int64_t kPanelFromRows = 12;
 constexpr int kChainBlocks = kChainCols / kBlockCols;
 
 struct FewRowsOperands {
@@ -186,57 +185,6 @@ constexpr int kPanelTiles = 2;
 constexpr int64_t kChunkTiles = 16;
 constexpr int64_t kChunkRowBlocks = 20;
 
-// Stores the 8 weights whose codes are the low bytes of the dwords.
-inline void store_weights(__m256i dwords, __m256 scale, __m256 minimum, float* out) {
-  const __m256i codes = _mm256_and_si256(dwords, _mm256_set1_epi32(0xff));
-  _mm256_store_ps(out, _mm256_fmadd_ps(_mm256_cvtepi32_ps(codes), scale, minimum));
-}
-
-// Columns [begin, end) of a tile to fp32, panel[k - begin][8]. begin is a multiple of a block.
-template <int kBits>
-void dequantize(const PackedGemmArgs& a, int64_t tile, int64_t begin, int64_t end, float* panel) {
-  const int64_t groups = group_count(a.k, a.group_size);
-  const float* affine = a.affine + tile * groups * kAffineFloats;
-  const uint8_t* block =
-      a.tiles + tile * tile_bytes(a.k, kBits) + begin / kBlockCols * block_bytes(kBits);
-  alignas(32) uint8_t codes[kBlockCodes];
-  int64_t group = begin / a.group_size, group_end = group * a.group_size;
-  __m256 scale = {}, minimum = {};
-  for (int64_t k = begin; k < end; block += block_bytes(kBits)) {
-    __m256i quads[kBlockQuads];
-    decode_block<kBits>(block, quads);
-#pragma GCC unroll 8
-    for (int quad = 0; quad < kBlockQuads; ++quad)
-      _mm256_store_si256(reinterpret_cast<__m256i*>(codes + quad * kQuadBytes), quads[quad]);
-    const int64_t block_begin = k, block_end = smaller(k + kBlockCols, end);
-    while (k < block_end) {
-      if (k >= group_end) {
-        group = k / a.group_size;
-        group_end = (group + 1) * a.group_size;
-        scale = _mm256_loadu_ps(affine + group * kAffineFloats);
-        minimum = _mm256_loadu_ps(affine + group * kAffineFloats + kTileRows);
-      }
-      const int64_t stop = smaller(group_end, block_end);
-      while (k < stop) {
-        const int64_t at = k - block_begin;
-        const __m256i quad = load_vector(codes + at / kQuadCols * kQuadBytes);
-        float* out = panel + (k - begin) * kTileRows;
-        if (at % kQuadCols == 0 && k + kQuadCols <= stop) {
-          store_weights(quad, scale, minimum, out);
-          store_weights(_mm256_srli_epi32(quad, 8), scale, minimum, out + kTileRows);
-          store_weights(_mm256_srli_epi32(quad, 16), scale, minimum, out + 2 * kTileRows);
-          store_weights(_mm256_srli_epi32(quad, 24), scale, minimum, out + 3 * kTileRows);
-          k += kQuadCols;
-        } else {
-          const __m128i shift = _mm_cvtsi32_si128(static_cast<int>(8 * (at % kQuadCols)));
-          store_weights(_mm256_srl_epi32(quad, shift), scale, minimum, out);
-          ++k;
-        }
-      }
-    }
-  }
-}
-
 // y[rows, tiles * 8] (+)= x[k][rows] . panel[tile][k][8]. `add` is false for the first columns.
 struct PanelOperands {
   const float* x;
@@ -275,35 +223,6 @@ constexpr PanelKernel kPanelKernels[kPanelTiles][kManyRows] = {
     {panel_kernel<1, 2>, panel_kernel<2, 2>, panel_kernel<3, 2>, panel_kernel<4, 2>,
      panel_kernel<5, 2>, panel_kernel<6, 2>}};
 
-// Copies x to [row block][k][row].
-void pack_rows(const PackedGemmArgs& a, const RowBlocks& rows, float* packed) {
-  parallel_for(rows.count, 1 + kMinTaskMacs / (kManyRows * a.k + 1),
-               [&](int64_t begin, int64_t end) {
-                 for (int64_t block = begin; block < end; ++block) {
-                   const int64_t first = rows.begin(block), count = rows.rows(block);
-                   const float* from = a.x + first * a.k;
-                   float* to = packed + first * a.k;
-                   for (int64_t j = 0; j < a.k; ++j)
-                     for (int64_t row = 0; row < count; ++row) *to++ = from[row * a.k + j];
-                 }
-               });
-}
-
-// Adds the sums of one kernel call to y, or begins y with them and the bias.
-inline void accumulate(const PackedGemmArgs& a, int64_t row, int64_t tile, __m256 sums,
-                       bool begin) {
-  if (begin) return store_outputs(a, row, tile, sums);
-  const int64_t first = tile * kTileRows;
-  float* y = a.y + row * a.n + first;
-  if (first + kTileRows <= a.n) {
-    _mm256_storeu_ps(y, _mm256_add_ps(_mm256_loadu_ps(y), sums));
-    return;
-  }
-  alignas(32) float lanes[kTileRows];
-  _mm256_store_ps(lanes, sums);
-  for (int64_t i = 0; first + i < a.n; ++i) y[i] += lanes[i];
-}
-
 // All rows of x times tiles [begin, end), at most kChunkTiles.
 template <int kBits>
 void multiply_chunk(const PackedGemmArgs& a, const RowBlocks& rows, const float* x, int64_t begin,
@@ -312,7 +231,7 @@ void multiply_chunk(const PackedGemmArgs& a, const RowBlocks& rows, const float*
   for (int64_t k = 0; k < a.k; k += kChainCols) {
     const int64_t depth = smaller(kChainCols, a.k - k);
     for (int64_t tile = begin; tile < end; ++tile)
-      dequantize<kBits>(a, tile, k, k + depth, panel + (tile - begin) * kStride);
+      dequantize<kBits, kTileRows>(a, tile, k, k + depth, panel + (tile - begin) * kStride);
     for (int64_t chunk = 0; chunk < rows.count; chunk += kChunkRowBlocks) {
       const int64_t chunk_end = smaller(chunk + kChunkRowBlocks, rows.count);
       for (int64_t tile = begin; tile < end; tile += kPanelTiles) {
@@ -354,8 +273,7 @@ void multiply_many_rows(const PackedGemmArgs& a) {
 
 template <int kBits>
 void multiply(const PackedGemmArgs& a) {
-  const bool whole_blocks = a.group_size % kBlockCols == 0 || a.group_size >= a.k;
-  if (a.k == 0 || (whole_blocks && a.m < kPanelFromRows))
+  if (takes_few_rows(a))
     multiply_few_rows<kBits>(a);
   else
     multiply_many_rows<kBits>(a);

@@ -11,7 +11,12 @@
 namespace mmq::cuda {
 
 __device__ inline float2 unpack_f16x2(uint32_t pair) {
-  return __half22float2(*reinterpret_cast<const __half2*>(&pair));
+  float2 v;
+  asm("{\n .reg .f16 low, high;\n mov.b32 {low, high}, %2;\n cvt.f32.f16 %0, low;\n"
+      " cvt.f32.f16 %1, high;\n}\n"
+      : "=f"(v.x), "=f"(v.y)
+      : "r"(pair));
+  return v;
 }
 
 // A bf16 number is the upper half of a float.
@@ -21,9 +26,11 @@ __device__ inline float2 unpack_bf16x2(uint32_t pair) {
 
 struct Float16 {
   static constexpr bool kIsBfloat = false;
-  __device__ static void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
-                             const float (&c)[4]) {
-    mma_f16(d, a, b, c);
+  __device__ static void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    mma_f16(d, a, b);
+  }
+  __device__ static void mma_first(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    mma_first_f16(d, a, b);
   }
   __device__ static uint32_t pack(float low, float high) { return pack_f16x2(low, high); }
   __device__ static float2 unpack(uint32_t pair) { return unpack_f16x2(pair); }
@@ -31,9 +38,11 @@ struct Float16 {
 
 struct Bfloat16 {
   static constexpr bool kIsBfloat = true;
-  __device__ static void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
-                             const float (&c)[4]) {
-    mma_bf16(d, a, b, c);
+  __device__ static void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    mma_bf16(d, a, b);
+  }
+  __device__ static void mma_first(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    mma_first_bf16(d, a, b);
   }
   __device__ static uint32_t pack(float low, float high) { return pack_bf16x2(low, high); }
   __device__ static float2 unpack(uint32_t pair) { return unpack_bf16x2(pair); }

@@ -63,33 +63,50 @@ __device__ constexpr uint32_t negative_bf16(int value) {
   return 0xc300u | static_cast<uint32_t>(value - 128);
 }
 
-// Register `reg` of the operand for k step `step` from the kBits words of a lane and tile.
-template <int kBits, class Activation>
-__device__ inline uint32_t decode(const uint32_t (&words)[kBits], int reg, int step) {
-  constexpr int kMid = mid_code<kBits>();
-  const int target = field_target<kBits, Activation>(reg, step);
-  if constexpr (Activation::kIsBfloat && kBits == 8) {
-    const uint32_t q = move_field(words[field_word(8, reg, step)], field_bit(8, reg, step), 0);
-    const uint32_t low = and_or(q, both(0x7f), both(0x4300));
-    const uint32_t high = and_xor(q, both(0x80), both(0xc380 + (kMid - 128)));
-    return fma_bf16x2(low, both(0x3f80), high);
-  }
-  uint32_t bits = both(Activation::kIsBfloat ? 0x4300 : 0x6400);
-#pragma unroll
-  for (int index = 0; index < plane_count(kBits); ++index) {
-    const Plane plane = plane_of(kBits, index);
-    const int at = target + plane.low;
-    const uint32_t word = words[plane.low + field_word(plane.width, reg, step)];
-    const uint32_t mask = both(((1u << plane.width) - 1) << at);
-    bits = and_or(move_field(word, field_bit(plane.width, reg, step), at), mask, bits);
-  }
-  if constexpr (Activation::kIsBfloat) {
-    return fma_bf16x2(bits, both(0x3f80), both(negative_bf16(128 + kMid)));
-  } else if (target == 0) {
-    return sub_f16x2(bits, both(0x7fff & negative_f16(1024 + kMid)));
+// The fields of a register from all planes, side by side from bit kTarget on, over the bits of
+// kOne.
+template <int kBits, int kTarget, uint32_t kOne, int kReg, int kStep, int kIndex = 0>
+__device__ inline uint32_t merge_planes(const uint32_t (&words)[kBits], uint32_t bits = 0) {
+  if constexpr (kIndex == plane_count(kBits)) {
+    return bits;
   } else {
-    const uint32_t factor = both(static_cast<uint32_t>(15 - target) << 10);  // 2^-p
-    return fma_f16x2(bits, factor, both(negative_f16((1024 >> target) + kMid)));
+    constexpr Plane kPlane = plane_of(kBits, kIndex);
+    constexpr int kAt = kTarget + kPlane.low;
+    const uint32_t word = move_field(words[kPlane.low + field_word(kPlane.width, kReg, kStep)],
+                                     field_bit(kPlane.width, kReg, kStep), kAt);
+    constexpr uint32_t kMask = both(((1u << kPlane.width) - 1) << kAt);
+    uint32_t merged;
+    if constexpr (kIndex == 0) {
+      merged = and_or<kMask, kOne>(word);
+    } else {
+      merged = and_or<kMask>(word, bits);
+    }
+    return merge_planes<kBits, kTarget, kOne, kReg, kStep, kIndex + 1>(words, merged);
+  }
+}
+
+// Register `reg` of the operand for k step `step` from the kBits words of a lane and tile.
+// Registers and steps are template parameters so that masks and shifts are immediate operands.
+template <int kBits, class Activation, int kReg, int kStep>
+__device__ inline uint32_t decode(const uint32_t (&words)[kBits]) {
+  constexpr int kMid = mid_code<kBits>();
+  constexpr int kTarget = field_target<kBits, Activation>(kReg, kStep);
+  if constexpr (Activation::kIsBfloat && kBits == 8) {
+    const uint32_t q = move_field(words[field_word(8, kReg, kStep)], field_bit(8, kReg, kStep), 0);
+    const uint32_t low = and_or<both(0x7f), both(0x4300)>(q);
+    const uint32_t high = and_xor<both(0x80), both(0xc380 + (kMid - 128))>(q);
+    return fma_bf16x2<both(0x3f80)>(low, high);
+  } else {
+    constexpr uint32_t kOne = both(Activation::kIsBfloat ? 0x4300 : 0x6400);
+    const uint32_t bits = merge_planes<kBits, kTarget, kOne, kReg, kStep>(words);
+    if constexpr (Activation::kIsBfloat) {
+      return fma_bf16x2<both(0x3f80), both(negative_bf16(128 + kMid))>(bits);
+    } else if constexpr (kTarget == 0) {
+      return sub_f16x2<both(0x7fff & negative_f16(1024 + kMid))>(bits);
+    } else {
+      constexpr uint32_t kFactor = both(static_cast<uint32_t>(15 - kTarget) << 10);  // 2^-p
+      return fma_f16x2<kFactor, both(negative_f16((1024 >> kTarget) + kMid))>(bits);
+    }
   }
 }
 

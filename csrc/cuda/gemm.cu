@@ -40,8 +40,8 @@ bool supported(const PackedGemmArgs& args) {
          args.m * k_blocks(args.k) <= kMost / kBlockK &&
          strips(args.n) * k_blocks(args.k) <= kMost / (args.bits * kLanes) &&
          ceil_div(args.m, kGemmSmallTileM) * strips(args.n) <= kMost / k_blocks(args.k) &&
-         // group_of_step() multiplies instead of dividing.
-         (per_channel || args.k <= int64_t{1} << 20);
+         // group_of_step() multiplies instead of dividing: (k / 16)^2 < 2^31.
+         (per_channel || args.k <= int64_t{1} << 19);
 }
 
 // Few thread blocks read activations repeatedly and leave multiprocessors idle, many short ones
@@ -103,7 +103,7 @@ cudaError_t make_plan(const PackedGemmArgs& args, Plan& plan) {
   const int64_t groups = ceil_div(args.k, group_size);
   const int64_t steps = group_size / kStepCols;
   params.last_group = static_cast<int>(groups - 1);
-  params.group_magic = groups == 1 ? 0 : ((uint64_t{1} << 32) + steps - 1) / steps;
+  params.group_magic = groups == 1 ? 0 : static_cast<uint32_t>(ceil_div(int64_t{1} << 31, steps));
   params.run_steps = groups == 1 || steps % 4 == 0 ? 4 : steps % 2 == 0 ? 2 : 1;
   params.affine_kind = args.affine_kind;
   params.scale_is_bfloat = args.scale_type == ScaleType::kBfloat16;

@@ -58,7 +58,7 @@ struct GemmParams {
   int* counters;          // arrivals, zero between launches
   float* partials;
   int64_t x_stride;
-  uint64_t group_magic;  // ceil(2^32 / steps per group), 0 for one group
+  uint32_t group_magic;  // ceil(2^31 / steps per group), 0 for one group
   int m, n;
   int x_cols;  // columns of x that exist: a multiple of 8
   int strips, k_blocks, last_group;

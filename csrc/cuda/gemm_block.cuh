@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #include "dequant.cuh"
 #include "gemm.h"
@@ -17,48 +18,69 @@ using Totals = float[kTiles][kN8][4];
 
 constexpr int kLaneFeatures = 2 * kTiles;
 
-// The quotient step / steps_per_group by multiplication; exact while steps^2 < 2^32.
-__device__ inline int group_of_step(const GemmParams& params, int step) {
-  const int group = static_cast<int>(static_cast<uint64_t>(step) * params.group_magic >> 32);
-  return min(group, params.last_group);  // steps past k
+// The group of k step kStep of a block: the quotient by the steps of a group, by multiplication.
+// Exact while step * steps_per_group < 2^31, which the launcher sees to.
+template <int kStep>
+__device__ inline int group_of_step(const GemmParams& params, int k_block) {
+  const auto step = static_cast<uint32_t>(k_block * kSteps + kStep);
+  const int group = static_cast<int>(__umulhi(2 * step, params.group_magic));
+  if constexpr (kStep == 0) return group;  // a block begins before k
+  return min(group, params.last_group);    // steps past k
 }
+
+// f16 scales alone, the usual kind: a lane's 8 features by one 16-byte load, unpacked by tile.
+class PlainScales {
+ public:
+  static constexpr bool kHasMinima = false;
+
+  __device__ static bool serve(const GemmParams& params) {
+    return params.affine_kind == AffineKind::kScale16 && !params.scale_is_bfloat;
+  }
+
+  __device__ PlainScales(const GemmParams& params, int group, int first_feature)
+      : packed_(__ldg(static_cast<const uint4*>(params.affine) +
+                      static_cast<uint32_t>(group * params.strips * (kBlockN / kLaneFeatures) +
+                                            first_feature / kLaneFeatures))) {}
+
+  // Of features 2 * tile and 2 * tile + 1.
+  __device__ float2 of_tile(int tile) const {
+    const uint32_t pairs[kTiles] = {packed_.x, packed_.y, packed_.z, packed_.w};
+    return unpack_f16x2(pairs[tile]);
+  }
+
+ private:
+  uint4 packed_;
+};
 
 __device__ inline float2 unpack_scales(const GemmParams& params, uint32_t pair) {
   return params.scale_is_bfloat ? unpack_bf16x2(pair) : unpack_f16x2(pair);
 }
 
-// The scales of a lane's 8 features in one group. Scales alone are read by one 16-byte load and
-// kept packed until a tile needs its two; beside zeros or minima they are read tile by tile,
-// because registers are scarce and the lines stay in L1. The branches are uniform: a launch has one
-// kind.
-class LaneScales {
+// Scales of any kind, read tile by tile: registers are scarce and the lines stay in L1. The
+// branches are uniform: a launch has one kind.
+class AnyScales {
  public:
-  __device__ LaneScales(const GemmParams& params, int group, int first_feature)
-      : params_(params),
-        at_(static_cast<int64_t>(group) * params.strips * kBlockN + first_feature) {
-    if (params.affine_kind == AffineKind::kScale16) {
-      packed_ = __ldg(reinterpret_cast<const uint4*>(params.affine) + at_ / kLaneFeatures);
-    }
-  }
+  static constexpr bool kHasMinima = true;
 
-  // Of features 2 * tile and 2 * tile + 1.
+  __device__ AnyScales(const GemmParams& params, int group, int first_feature)
+      : params_(params),
+        at_((static_cast<int64_t>(group) * params.strips * kBlockN + first_feature) / 2) {}
+
   __device__ float2 of_tile(int tile) const {
-    if (params_.affine_kind == AffineKind::kScale16) {
-      const uint32_t pairs[kTiles] = {packed_.x, packed_.y, packed_.z, packed_.w};
-      return unpack_scales(params_, pairs[tile]);
+    if (params_.affine_kind == AffineKind::kScaleMin32) {
+      const float4 v = __ldg(static_cast<const float4*>(params_.affine) + at_ + tile);
+      return {v.x, v.z};
     }
     if (params_.affine_kind == AffineKind::kScaleZero16) {
-      const uint2 v = __ldg(reinterpret_cast<const uint2*>(params_.affine) + at_ / 2 + tile);
-      return {unpack_scales(params_, v.x).x, unpack_scales(params_, v.y).x};
+      const uint2 v = __ldg(static_cast<const uint2*>(params_.affine) + at_ + tile);
+      return unpack_scales(params_, __byte_perm(v.x, v.y, 0x5410));  // the two low halves
     }
-    const float4 v = __ldg(reinterpret_cast<const float4*>(params_.affine) + at_ / 2 + tile);
-    return {v.x, v.z};
+    return unpack_scales(params_, __ldg(static_cast<const uint32_t*>(params_.affine) + at_ + tile));
   }
 
  private:
   const GemmParams& params_;
-  int64_t at_;
-  uint4 packed_ = {0, 0, 0, 0};
+  int64_t at_;  // in pairs of features
 };
 
 // m' of w = s * (q - mid) + m' for the same features: (mid - z) * s, or min + mid * s.
@@ -124,15 +146,13 @@ __device__ inline void tile_words(const LoadVector& load_vector, int tile, uint3
 
 // totals += m' * (sum of the run's activations); first_row is the first row of the tile.
 template <int kBits, int kN8>
-__device__ inline void add_minima(const GemmParams& params, int step, int first_feature,
+__device__ inline void add_minima(const GemmParams& params, int group, int run, int first_feature,
                                   int first_row, Totals<kN8>& totals) {
   float minima[kLaneFeatures];
-  load_minima(params, group_of_step(params, step), first_feature,
-              static_cast<float>(mid_code<kBits>()), minima);
+  load_minima(params, group, first_feature, static_cast<float>(mid_code<kBits>()), minima);
   const int t = threadIdx.x % 4;
-  const float* sums = params.row_sums +
-                      static_cast<int64_t>(step / params.run_steps) * params.row_sum_stride +
-                      first_row + 2 * t;
+  const float* sums =
+      params.row_sums + static_cast<int64_t>(run) * params.row_sum_stride + first_row + 2 * t;
 #pragma unroll
   for (int n8 = 0; n8 < kN8; ++n8) {
     const float2 sum = __ldg(reinterpret_cast<const float2*>(sums + 8 * n8));
@@ -147,78 +167,124 @@ __device__ inline void add_minima(const GemmParams& params, int step, int first_
   }
 }
 
-// Adds the products of one block and 8 * kN8 rows to the totals. Every kRun k steps (columns that
-// share a scale) the integer sums are multiplied by the scale in fp32. load_vector(v) gives the
-// lane's vector v of the block, load_x(step, x) the activation operands of a step. At most four n8
-// operands are summed at a time: more chains than that hide no more latency and cost registers.
-template <int kBits, class Activation, int kN8, int kRun, class LoadVector, class LoadX>
-__device__ inline void multiply_runs(const GemmParams& params, int k_block, int first_feature,
-                                     int first_row, const LoadVector& load_vector,
-                                     const LoadX& load_x, Totals<kN8>& totals) {
-  constexpr int kTogether = kN8 < 8 ? kN8 : 1;
+// The operands of a tile for the kRun k steps from kFirstStep on.
+template <int kBits, class Activation, int kFirstStep, int kRun, int... kIndices>
+__device__ inline void decode_steps(const uint32_t (&words)[kBits], uint32_t (&w)[kRun][kRegisters],
+                                    std::integer_sequence<int, kIndices...>) {
+  ((w[kIndices / kRegisters][kIndices % kRegisters] =
+        decode<kBits, Activation, kIndices % kRegisters, kFirstStep + kIndices / kRegisters>(
+            words)),
+   ...);
+}
+
+// The operands of four steps and the totals of 64 rows fill the registers. From sm_100 on ptxas
+// needs some more and would spill: there a run of four steps is computed as two, at 64 rows.
+#if __CUDA_ARCH__ >= 1000
+constexpr bool kLongRunsOf64Rows = false;
+#else
+constexpr bool kLongRunsOf64Rows = true;
+#endif
+
+// How many n8 operands are summed at a time: with two warps to a scheduler, two chains each keep
+// the tensor cores busy, and more do not fit into the registers beside the totals of 64 rows;
+// beside the operands of four steps and of three planes (7 bits), only one does.
+MMQ_HOST_DEVICE constexpr int chains_together(int bits, int n8) {
+  return n8 == 1 || (n8 == 8 && plane_count(bits) == 3 && kLongRunsOf64Rows) ? 1 : 2;
+}
+
+// Adds the products of kRun k steps, which share a scale, from kFirstStep of the block on: integer
+// sums on the tensor cores, multiplied by the scale in fp32.
+template <int kBits, class Activation, class Scales, int kN8, int kRun, int kFirstStep,
+          class LoadVector, class LoadX>
+__device__ inline void multiply_run(const GemmParams& params, int k_block, int first_feature,
+                                    int first_row, const LoadVector& load_vector,
+                                    const LoadX& load_x, Totals<kN8>& totals) {
+  constexpr int kTogether = chains_together(kBits, kN8);
+  const int group = group_of_step<kFirstStep>(params, k_block);
+  const Scales scales(params, group, first_feature);
+  uint32_t x[kRun][kN8][2];
 #pragma unroll
-  for (int run = 0; run < kSteps / kRun; ++run) {
-    const int first_step = run * kRun;
-    const LaneScales scales(params, group_of_step(params, k_block * kSteps + first_step),
-                            first_feature);
-    uint32_t x[kRun][kN8][2];
+  for (int j = 0; j < kRun; ++j) load_x(kFirstStep + j, x[j]);
+  uint32_t narrow[8];
 #pragma unroll
-    for (int j = 0; j < kRun; ++j) load_x(first_step + j, x[j]);
-    uint32_t narrow[8];
+  for (int tile = 0; tile < kTiles; ++tile) {
+    uint32_t words[kBits];
+    tile_words<kBits>(load_vector, tile, narrow, words);
+    uint32_t w[kRun][kRegisters];
+    decode_steps<kBits, Activation, kFirstStep>(
+        words, w, std::make_integer_sequence<int, kRun * kRegisters>());
+    const float2 scale = scales.of_tile(tile);
 #pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-      uint32_t words[kBits];
-      tile_words<kBits>(load_vector, tile, narrow, words);
-      uint32_t w[kRun][kRegisters];
+    for (int first = 0; first < kN8; first += kTogether) {
+      float sums[kTogether][4];
 #pragma unroll
-      for (int j = 0; j < kRun; ++j) {
-#pragma unroll
-        for (int reg = 0; reg < kRegisters; ++reg) {
-          w[j][reg] = decode<kBits, Activation>(words, reg, first_step + j);
-        }
+      for (int i = 0; i < kTogether; ++i) {
+        Activation::mma_first(sums[i], w[0], x[0][first + i]);
       }
 #pragma unroll
-      for (int first = 0; first < kN8; first += kTogether) {
-        float sums[kTogether][4] = {};
+      for (int j = 1; j < kRun; ++j) {
 #pragma unroll
-        for (int j = 0; j < kRun; ++j) {
+        for (int i = 0; i < kTogether; ++i) Activation::mma(sums[i], w[j], x[j][first + i]);
+      }
 #pragma unroll
-          for (int i = 0; i < kTogether; ++i) {
-            Activation::mma(sums[i], w[j], x[j][first + i], sums[i]);
-          }
-        }
-        const float2 scale = scales.of_tile(tile);
+      for (int i = 0; i < kTogether; ++i) {
 #pragma unroll
-        for (int i = 0; i < kTogether; ++i) {
-#pragma unroll
-          for (int c = 0; c < 4; ++c) {
-            float& total = totals[tile][first + i][c];
-            total = fmaf(sums[i][c], c < 2 ? scale.x : scale.y, total);
-          }
+        for (int c = 0; c < 4; ++c) {
+          float& total = totals[tile][first + i][c];
+          total = fmaf(sums[i][c], c < 2 ? scale.x : scale.y, total);
         }
       }
     }
-    if (params.row_sums != nullptr) {
-      add_minima<kBits, kN8>(params, k_block * kSteps + first_step, first_feature, first_row,
-                             totals);
+  }
+  // The launch's run, and so the sum of activations, may be twice as long; then it is the block.
+  if constexpr (Scales::kHasMinima) {
+    if (params.row_sums != nullptr && (params.run_steps == kRun || kFirstStep + kRun == kSteps)) {
+      const int run =
+          params.run_steps == kRun ? k_block * (kSteps / kRun) + kFirstStep / kRun : k_block;
+      add_minima<kBits, kN8>(params, group, run, first_feature, first_row, totals);
     }
   }
 }
 
-// The same with the run length of the launch; one of three bodies, chosen by a uniform branch.
+template <int kBits, class Activation, class Scales, int kN8, int kRun, class LoadVector,
+          class LoadX, int... kRuns>
+__device__ inline void multiply_runs(const GemmParams& params, int k_block, int first_feature,
+                                     int first_row, const LoadVector& load_vector,
+                                     const LoadX& load_x, Totals<kN8>& totals,
+                                     std::integer_sequence<int, kRuns...>) {
+  (multiply_run<kBits, Activation, Scales, kN8, kRun, kRuns * kRun>(
+       params, k_block, first_feature, first_row, load_vector, load_x, totals),
+   ...);
+}
+
+// Adds the products of one block and 8 * kN8 rows to the totals. load_vector(v) gives the lane's
+// vector v of the block, load_x(step, x) the activation operands of a step. Uniform branches choose
+// one of four bodies: by the run length of the launch, and for the longest the usual scales apart.
 template <int kBits, class Activation, int kN8, class LoadVector, class LoadX>
 __device__ inline void multiply_block(const GemmParams& params, int k_block, int first_feature,
                                       int first_row, const LoadVector& load_vector,
                                       const LoadX& load_x, Totals<kN8>& totals) {
-  if (params.run_steps == 4) {
-    multiply_runs<kBits, Activation, kN8, 4>(params, k_block, first_feature, first_row, load_vector,
-                                             load_x, totals);
-  } else if (params.run_steps == 2) {
-    multiply_runs<kBits, Activation, kN8, 2>(params, k_block, first_feature, first_row, load_vector,
-                                             load_x, totals);
+  if constexpr (kN8 < 8 || kLongRunsOf64Rows) {
+    if (params.run_steps == kSteps) {
+      const auto one_run = std::make_integer_sequence<int, 1>();
+      if (PlainScales::serve(params)) {
+        multiply_runs<kBits, Activation, PlainScales, kN8, kSteps>(
+            params, k_block, first_feature, first_row, load_vector, load_x, totals, one_run);
+      } else {
+        multiply_runs<kBits, Activation, AnyScales, kN8, kSteps>(
+            params, k_block, first_feature, first_row, load_vector, load_x, totals, one_run);
+      }
+      return;
+    }
+  }
+  if (params.run_steps >= 2) {
+    multiply_runs<kBits, Activation, AnyScales, kN8, 2>(
+        params, k_block, first_feature, first_row, load_vector, load_x, totals,
+        std::make_integer_sequence<int, kSteps / 2>());
   } else {
-    multiply_runs<kBits, Activation, kN8, 1>(params, k_block, first_feature, first_row, load_vector,
-                                             load_x, totals);
+    multiply_runs<kBits, Activation, AnyScales, kN8, 1>(params, k_block, first_feature, first_row,
+                                                        load_vector, load_x, totals,
+                                                        std::make_integer_sequence<int, kSteps>());
   }
 }
 

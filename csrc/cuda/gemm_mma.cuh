@@ -23,11 +23,31 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #include "gemm_block.cuh"
 #include "gemm_reduce.cuh"
 
 namespace mmq::cuda {
+
+// Loops with constant offsets inside the instructions.
+template <int kXRowBytes, int kN8, int... kPairs>
+__device__ inline void load_rows(uint32_t address, uint32_t (&x)[kN8][2],
+                                 std::integer_sequence<int, kPairs...>) {
+  (ldmatrix_x4<kPairs * 16 * kXRowBytes>(address, x[2 * kPairs], x[2 * kPairs + 1]), ...);
+}
+
+template <int kTargetStep, int... kRows>
+__device__ inline void copy_rows(uint32_t target, const uint4* source, uint32_t first,
+                                 uint32_t step, std::integer_sequence<int, kRows...>) {
+  (cp_async<kRows * kTargetStep>(target, source + (first + kRows * step)), ...);
+}
+
+template <int... kVectors>
+__device__ inline void copy_vectors(uint32_t target, const uint4* source, uint64_t policy,
+                                    std::integer_sequence<int, kVectors...>) {
+  (cp_async_once<kVectors * kLanes * 16>(target, source, policy), ...);
+}
 
 template <int kBits, class Activation, int kTileM>
 __global__ void __launch_bounds__(kGemmThreads, 1) packed_gemm_mma(const GemmParams params) {
@@ -64,60 +84,62 @@ __global__ void __launch_bounds__(kGemmThreads, 1) packed_gemm_mma(const GemmPar
   // What this thread copies of the activations: chunk copy_chunk of rows copy_row, copy_row + 16...
   const int copy_chunk = threadIdx.x % kChunksPerRow;
   const int copy_row = threadIdx.x / kChunksPerRow;
-  const uint32_t x_write = shared_base + copy_row * kXRowBytes + swizzle(copy_chunk, copy_row) * 16;
+  const uint32_t x_write =
+      kept_value(shared_base + copy_row * kXRowBytes + swizzle(copy_chunk, copy_row) * 16);
 
   // What this lane addresses for ldmatrix: matrices are (rows 0-7, chunk 0), (rows 0-7, chunk 1),
   // (rows 8-15, chunk 0), (rows 8-15, chunk 1) of a k step.
   // Step j is two chunks, 32 bytes, further on before the swizzle, so 32 * j is XOR-ed after it.
   const int matrix = lane / 8;
-  const uint32_t x_read = shared_base + (matrix / 2 * 8 + lane % 8) * kXRowBytes +
-                          swizzle(slice_warp * kSteps * 2 + matrix % 2, lane % 8) * 16;
+  const uint32_t x_read = kept_value(shared_base + (matrix / 2 * 8 + lane % 8) * kXRowBytes +
+                                     swizzle(slice_warp * kSteps * 2 + matrix % 2, lane % 8) * 16);
   const uint32_t w_read = kXBytes + warp * kBlockBytes + lane * 16;
 
-  const int total_tiles = params.columns * params.k_tiles;
-  int tile = blockIdx.x * params.tiles_per_block;
-  const int tile_end = min(tile + params.tiles_per_block, total_tiles);
-
+  int tile = static_cast<int>(blockIdx.x) * params.tiles_per_block;
+  const int tile_end = stripe_end(params);
   while (tile < tile_end) {
     // --- one column, or this block's part of it -----------------------------------------------
-    const int column = tile / params.k_tiles;
-    const int k_begin = tile - column * params.k_tiles;
-    const int k_end = min(k_begin + tile_end - tile, params.k_tiles);
-    const int first_row = column % params.m_tiles * kTileM;
-    const int strip = column / params.m_tiles * kGemmStripWarps + strip_warp;
+    const ColumnPart part = column_part<kTileM>(params, tile);
+    const int strip = part.strip + strip_warp;
     const int first_feature = strip * kBlockN + lane / 4 * kLaneFeatures;
 
-    // Sources as 32-bit offsets in 16-byte units: registers are scarce in the loop below.
-    const uint32_t x_row_chunks = static_cast<uint32_t>(params.x_stride / 8);
-    const uint32_t x_start = (first_row + copy_row) * x_row_chunks + copy_chunk;
-    const uint32_t w_start = (strip * params.k_blocks + slice_warp) * (kBlockBytes / 16) + lane;
-    const bool strip_exists = strip < params.strips;
+    // Sources in 16-byte units, which move on with every copy. Up to w_end this warp has weights.
+    const auto x_row_chunks = static_cast<uint32_t>(params.x_stride / 8);
+    uint32_t x_chunk =
+        (part.first_row + copy_row) * x_row_chunks + part.k_begin * kChunksPerRow + copy_chunk;
+    uint32_t w_vector = (strip * params.k_blocks + part.k_begin * kGemmSliceWarps + slice_warp) *
+                            (kBlockBytes / 16) +
+                        lane;
+    const bool rows_exist = part.first_row + kTileM <= params.m;
+    const int copy_rows_left = params.m - part.first_row - copy_row;
+    const int w_end = strip < params.strips
+                          ? min(part.k_end, (params.k_blocks - slice_warp + 1) / kGemmSliceWarps)
+                          : 0;
 
     auto copy_tile = [&](int k, uint32_t offset) {
-      if (k < k_end) {
+      const uint4* x = static_cast<const uint4*>(params.x);
+      if (rows_exist && (k + 1) * kGemmTileK <= params.x_cols && k < part.k_end) {
+        copy_rows<kRowsPerCopy * kXRowBytes>(x_write + offset, x, x_chunk,
+                                             kRowsPerCopy * x_row_chunks,
+                                             std::make_integer_sequence<int, kXCopies>());
+      } else if (k < part.k_end) {
         const bool chunk_exists = k * kGemmTileK + copy_chunk * 8 < params.x_cols;
-        const uint4* x_source = static_cast<const uint4*>(params.x) + (x_start + k * kChunksPerRow);
 #pragma unroll
         for (int i = 0; i < kXCopies; ++i) {
-          const int row = first_row + copy_row + i * kRowsPerCopy;
-          int valid = chunk_exists && row < params.m ? 16 : 0;
+          int valid = chunk_exists && i * kRowsPerCopy < copy_rows_left ? 16 : 0;
 #ifdef MMQ_MUTATE_NO_ROW_GUARD
           valid = 16;
 #endif
-          cp_async_zfill(x_write + offset + i * kRowsPerCopy * kXRowBytes, x_source, valid);
-          x_source += kRowsPerCopy * x_row_chunks;
-        }
-        if (strip_exists && k * kGemmSliceWarps + slice_warp < params.k_blocks) {
-          const uint4* w_source =
-              params.tiles + (w_start + k * kGemmSliceWarps * (kBlockBytes / 16));
-          const uint64_t policy = evict_first_policy();
-#pragma unroll
-          for (int v = 0; v < kBits; ++v) {
-            cp_async_once(shared_base + w_read + offset + v * kLanes * 16, w_source + v * kLanes,
-                          policy);
-          }
+          cp_async_zfill(x_write + offset + i * kRowsPerCopy * kXRowBytes,
+                         x + (x_chunk + i * kRowsPerCopy * x_row_chunks), valid);
         }
       }
+      if (k < w_end) {
+        copy_vectors(shared_base + w_read + offset, params.tiles + w_vector, evict_first_policy(),
+                     std::make_integer_sequence<int, kBits>());
+      }
+      x_chunk += kChunksPerRow;
+      w_vector += kGemmSliceWarps * (kBlockBytes / 16);
       cp_async_commit();  // also an empty group: the number of groups tells which have landed
     };
 
@@ -129,40 +151,39 @@ __global__ void __launch_bounds__(kGemmThreads, 1) packed_gemm_mma(const GemmPar
     auto multiply_tile = [&](uint32_t offset, int k_block) {
       const unsigned char* w = shared + w_read + offset;
       multiply_block<kBits, Activation, kN8>(
-          params, k_block, first_feature, first_row,
+          params, k_block, first_feature, part.first_row,
           [&](int vector) { return *reinterpret_cast<const uint4*>(w + vector * kLanes * 16); },
           [&](int step, uint32_t (&x)[kN8][2]) {
-#pragma unroll
-            for (int pair = 0; pair < kN8 / 2; ++pair) {
-              ldmatrix_x4(((x_read + offset) ^ (step * 32)) + pair * 16 * kXRowBytes, x[2 * pair],
-                          x[2 * pair + 1]);
-            }
+            load_rows<kXRowBytes>((x_read + offset) ^ (step * 32), x,
+                                  std::make_integer_sequence<int, kN8 / 2>());
           },
           totals);
     };
 
     // The stage that is multiplied lies at `offset`; the one before it is free for the next copy.
     for (int stage = 0; stage < kStages - 1; ++stage) {
-      copy_tile(k_begin + stage, stage * kStageBytes);
+      copy_tile(part.k_begin + stage, stage * kStageBytes);
     }
     uint32_t offset = 0;
-    for (int k = k_begin; k < k_end; ++k) {
+    for (int k = part.k_begin; k < part.k_end; ++k) {
       cp_async_wait<kStages - 2>();
 #ifndef MMQ_MUTATE_NO_BARRIER
       __syncthreads();  // all copies of the stage have landed, and its predecessor was read
 #endif
       constexpr uint32_t kLast = (kStages - 1) * kStageBytes;
       copy_tile(k + kStages - 1, offset == 0 ? kLast : offset - kStageBytes);
-      const int k_block = k * kGemmSliceWarps + slice_warp;
-      if (strip_exists && k_block < params.k_blocks) multiply_tile(offset, k_block);
+      if (k < w_end) multiply_tile(offset, k * kGemmSliceWarps + slice_warp);
       offset = offset == kLast ? 0 : offset + kStageBytes;
     }
     cp_async_wait<0>();
     __syncthreads();
 
-    finish_column<Activation, kTileM>(params, column, k_begin, k_end, first_row, first_feature,
-                                      totals, shared);
-    tile += k_end - k_begin;
+    // Computed anew: kept over the loop, these would cost registers that it lacks.
+    const ColumnPart done = column_part<kTileM>(params, kept_value(tile));
+    finish_column<Activation, kTileM>(
+        params, done, (done.strip + strip_warp) * kBlockN + lane / 4 * kLaneFeatures, totals,
+        shared);
+    tile += done.k_end - done.k_begin;
   }
 }
 

@@ -68,19 +68,40 @@ __device__ inline bool arrive_last(int* counter, int parts, unsigned char* share
   return last;
 }
 
+// Which tiles of which column come next.
+struct ColumnPart {
+  int column, k_begin, k_end;
+  int first_row, strip;  // of the column
+};
+
+// The number behind the last tile of this thread block's stripe.
+__device__ inline int stripe_end(const GemmParams& params) {
+  return min((static_cast<int>(blockIdx.x) + 1) * params.tiles_per_block,
+             params.columns * params.k_tiles);
+}
+
+template <int kTileM>
+__device__ inline ColumnPart column_part(const GemmParams& params, int tile) {
+  const int column = tile / params.k_tiles;
+  const int k_begin = tile - column * params.k_tiles;
+  const int k_end = min(k_begin + stripe_end(params) - tile, params.k_tiles);
+  return {column, k_begin, k_end, column % params.m_tiles * kTileM,
+          column / params.m_tiles * kGemmStripWarps};
+}
+
 template <class Activation, int kTileM>
-__device__ inline void finish_column(const GemmParams& params, int column, int k_begin, int k_end,
-                                     int first_row, int first_feature,
-                                     const Totals<kTileM / 8>& totals, unsigned char* shared) {
+__device__ inline void finish_column(const GemmParams& params, const ColumnPart& part,
+                                     int first_feature, const Totals<kTileM / 8>& totals,
+                                     unsigned char* shared) {
   constexpr int kKeptN8 = kTileM / 16;
   constexpr int kSlotVectors = kTiles * kKeptN8 * kGemmThreads;
   Kept<kTileM / 8> kept;
   exchange_slices<kTileM / 8>(totals, shared, kept);
 
-  if (k_end - k_begin < params.k_tiles) {
+  if (part.k_end - part.k_begin < params.k_tiles) {
     // A block has at most two parts of shared columns: one that does not start a column (slot 0,
     // only ever its first) and one that does (slot 1, its last).
-    const int first_tile = column * params.k_tiles;
+    const int first_tile = part.column * params.k_tiles;
     const int first_block = first_tile / params.tiles_per_block;
     const int last_block = (first_tile + params.k_tiles - 1) / params.tiles_per_block;
     float4* slots = reinterpret_cast<float4*>(params.partials);
@@ -91,8 +112,8 @@ __device__ inline void finish_column(const GemmParams& params, int column, int k
     float4* own = slot(blockIdx.x);
 #pragma unroll
     for (int v = 0; v < kTiles * kKeptN8; ++v) {
-      const float (&part)[4] = kept[v / kKeptN8][v % kKeptN8];
-      own[v * kGemmThreads] = {part[0], part[1], part[2], part[3]};
+      const float (&sum)[4] = kept[v / kKeptN8][v % kKeptN8];
+      own[v * kGemmThreads] = {sum[0], sum[1], sum[2], sum[3]};
     }
     // A block is the first of at most one shared column, so its number names the counter.
     if (!arrive_last(params.counters + first_block, last_block - first_block + 1, shared)) return;
@@ -103,10 +124,10 @@ __device__ inline void finish_column(const GemmParams& params, int column, int k
       for (int c = 0; c < 4; ++c) sum[c] = 0.0f;
     }
     for (int block = first_block; block <= last_block; ++block) {
-      const float4* part = slot(block);
+      const float4* sums = slot(block);
 #pragma unroll
       for (int v = 0; v < kTiles * kKeptN8; ++v) {
-        const float4 p = __ldcg(part + v * kGemmThreads);
+        const float4 p = __ldcg(sums + v * kGemmThreads);
         float (&sum)[4] = kept[v / kKeptN8][v % kKeptN8];
         sum[0] += p.x;
         sum[1] += p.y;
@@ -123,7 +144,7 @@ __device__ inline void finish_column(const GemmParams& params, int column, int k
   for (int i = 0; i < kKeptN8; ++i) {
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
-      const int row = first_row + (i + upper * kKeptN8) * 8 + threadIdx.x % 4 * 2 + e;
+      const int row = part.first_row + (i + upper * kKeptN8) * 8 + threadIdx.x % 4 * 2 + e;
       if (row >= params.m || first_feature >= params.n) continue;
       float sums[kLaneFeatures];
 #pragma unroll

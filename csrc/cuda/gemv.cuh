@@ -55,8 +55,9 @@ __device__ inline void store_strip(const GemmParams& params, int strip, const fl
   }
 }
 
+// Two blocks to a multiprocessor, as the launcher plans: at most 128 registers.
 template <int kBits, class Activation>
-__global__ void __launch_bounds__(kGemvThreads) packed_gemv(const GemmParams params) {
+__global__ void __launch_bounds__(kGemvThreads, 2) packed_gemv(const GemmParams params) {
   extern __shared__ __align__(128) unsigned char shared[];
   const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
   const int strip = blockIdx.x;

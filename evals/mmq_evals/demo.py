@@ -26,7 +26,7 @@ BITS: Final = (4, 3)
 METHODS: Final = ("uniform", "rtn", "gptq", "awq")
 CALIBRATION_SAMPLES: Final = 64
 # Items per task in the demo; CIDEr's document frequencies stay those of the whole split.
-LIMITS: Final = {"captioning": 250, "retrieval": 100, "vqa": 2000, "easy-vqa": 800}
+LIMITS: Final = {"captioning": 250, "retrieval": 100, "vqa": 2000, "widths": 2000, "easy-vqa": 800}
 
 # One recipe with a method and a width per component, the connector's heads included.
 MIXED: Final[Mapping[str, Any]] = {

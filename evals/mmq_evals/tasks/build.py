@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mmq_evals.data import layouts
 from mmq_evals.data.items import CaptionItem, RetrievalItem, VqaItem
@@ -17,20 +17,23 @@ from mmq_evals.tasks.captioning import Captioning
 from mmq_evals.tasks.retrieval import Retrieval
 from mmq_evals.tasks.vqa import VisualQuestions
 
+if TYPE_CHECKING:
+    from mmq_evals.tiny.data import VqaSource
+
 Data = Literal["tiny"] | Path
 
-TASKS = ("captioning", "retrieval", "vqa", "easy-vqa", "gqa")
+TASKS = ("captioning", "retrieval", "vqa", "widths", "easy-vqa", "gqa")
 
 # Tasks that a model class can do, and those that the built-in tiny model of it was trained for.
 _FITTING = {
-    "Blip2ForConditionalGeneration": ("captioning", "vqa", "easy-vqa", "gqa"),
+    "Blip2ForConditionalGeneration": ("captioning", "vqa", "widths", "easy-vqa", "gqa"),
     "Blip2ForImageTextRetrieval": ("retrieval",),
-    "LlavaForConditionalGeneration": ("vqa", "easy-vqa", "gqa"),
+    "LlavaForConditionalGeneration": ("vqa", "widths", "easy-vqa", "gqa"),
 }
 _TINY = {
     "Blip2ForConditionalGeneration": ("captioning",),
     "Blip2ForImageTextRetrieval": ("retrieval",),
-    "LlavaForConditionalGeneration": ("vqa", "easy-vqa"),
+    "LlavaForConditionalGeneration": ("vqa", "widths", "easy-vqa"),
 }
 
 # Candidates re-ranked for each query. The tiny set has 500 images; 128 of them would be a quarter.
@@ -68,6 +71,7 @@ def tasks_for(model: Any, data: Data = "tiny") -> list[str]:
         "captioning": layouts.has_captions(data),
         "retrieval": layouts.has_captions(data),
         "vqa": layouts.has_vqav2(data),
+        "widths": False,
         "easy-vqa": False,
         "gqa": layouts.has_gqa(data),
     }
@@ -115,6 +119,8 @@ def _build(model: Any, name: str, data: Data, split: str, limit: int | None) -> 
 
 
 def _questions(name: str, data: Data, split: str) -> Dataset[VqaItem]:
+    if name == "widths":
+        return _tiny_questions("widths", split)
     if name == "easy-vqa":
         return _tiny_questions("easy-vqa", split)
     if name == "gqa":
@@ -146,11 +152,11 @@ def _tiny_retrieval(split: str) -> Dataset[RetrievalItem]:
     return Dataset("tiny-scenes", split, tiny.retrieval_items(_tiny_split(split)))
 
 
-def _tiny_questions(source: Literal["scenes", "easy-vqa"], split: str) -> Dataset[VqaItem]:
+def _tiny_questions(source: VqaSource, split: str) -> Dataset[VqaItem]:
     from mmq_evals.tiny import data as tiny
 
     train = partial(tiny.vqa_items, "train", source, _TINY_TRAIN_QUESTIONS)
-    name = "tiny-scenes" if source == "scenes" else "easy-vqa"
+    name = "easy-vqa" if source == "easy-vqa" else "tiny-scenes"
     return Dataset(name, split, tiny.vqa_items(_tiny_split(split), source), train)
 
 

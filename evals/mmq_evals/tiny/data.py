@@ -22,10 +22,11 @@ from mmq_evals.tasks.vqa import LLAVA
 
 from . import CAPTION_PROMPT, MODELS
 from .architectures import Processor
-from .scenes import SPLIT_SIZES, Split, captions, questions, render, scenes
+from .scenes import SPLIT_SIZES, Split, captions, questions, render, scenes, widths
 
-VqaSource = Literal["scenes", "easy-vqa"]
+VqaSource = Literal["scenes", "widths", "easy-vqa"]
 QUESTIONS_PER_SCENE = 4
+WIDTH_SCENES = 1_100  # two thousand questions: a difference of two points must show
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,10 @@ def retrieval_items(split: Split, limit: int | None = None) -> list[RetrievalIte
 def vqa_items(
     split: Split, source: VqaSource = "scenes", limit: int | None = None
 ) -> list[VqaItem]:
-    """Questions on scenes (four a scene), or easy-vqa's official train or test questions.
+    """Questions on scenes (four a scene), on the widths of their objects alone, or easy-vqa's
+    official train or test questions.
 
+    Widths are asked of WIDTH_SCENES test scenes; the first are those of the other questions.
     ``limit`` counts questions. Raises ValueError for an unknown source or split, and
     EvalError when easy-vqa is asked for and not installed.
     """
@@ -63,6 +66,13 @@ def vqa_items(
         raise ValueError(f"expected a source of {', '.join(get_args(VqaSource))}, got {source!r}")
     if source == "easy-vqa":
         return _easy_vqa(split, limit)
+    if source == "widths":
+        asked = scenes(split, limit, size=WIDTH_SCENES if split == "test" else None)
+        return [
+            VqaItem(f"{id}-w{n}", id, partial(render, shown), q.text, (q.answer,), q.type)
+            for id, shown in asked
+            for n, q in enumerate(widths(shown))
+        ][:limit]
     scenes_needed = None if limit is None else -(-limit // QUESTIONS_PER_SCENE)
     items = [
         VqaItem(f"{id}-q{n}", id, partial(render, shown), q.text, (q.answer,), q.type)

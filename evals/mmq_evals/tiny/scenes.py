@@ -187,15 +187,18 @@ def scene(split: Split, index: int) -> Scene:
             return drawn
 
 
-def scenes(split: Split, limit: int | None = None) -> Iterator[tuple[str, Scene]]:
-    """Ids and scenes of a split, in order.
+def scenes(
+    split: Split, limit: int | None = None, *, size: int | None = None
+) -> Iterator[tuple[str, Scene]]:
+    """Ids and scenes of a split, in order: the first SPLIT_SIZES of them, or the first ``size``.
 
     The contents of the test and calibration splits are distinct, so that a caption names one image.
     Raises ValueError for an unknown split.
     """
     if split not in SPLIT_SIZES:
         raise ValueError(f"expected a split of {', '.join(SPLIT_SIZES)}, got {split!r}")
-    wanted = SPLIT_SIZES[split] if limit is None else min(limit, SPLIT_SIZES[split])
+    size = SPLIT_SIZES[split] if size is None else size
+    wanted = size if limit is None else min(limit, size)
     seen: set[str] = set()
     index = 0
     while wanted > 0:
@@ -311,6 +314,14 @@ def _unique(shown: Scene, attribute: str) -> list[Thing]:
     return [t for t in shown.things if values.count(getattr(t, attribute)) == 1]
 
 
+def widths(shown: Scene) -> list[Question]:
+    """How wide is every object that its shape names, in pixels; from left to right."""
+    return [
+        Question(f"how many pixels wide is the {thing.shape}?", thing.width, "width")
+        for thing in _unique(shown, "shape")
+    ]
+
+
 def _yes(value: bool) -> str:
     return "yes" if value else "no"
 
@@ -330,10 +341,7 @@ def questions(shown: Scene, rng: random.Random) -> list[Question]:
         thing = rng.choice(by_shape)
         asked.append(Question(f"what color is the {thing.shape}?", thing.color, "color"))
         asked.append(Question(f"how big is the {thing.shape}?", thing.size, "size"))
-        asked += [
-            Question(f"how many pixels wide is the {thing.shape}?", thing.width, "width")
-            for thing in by_shape
-        ]
+        asked += widths(shown)
     if by_color := _unique(shown, "color"):
         thing = rng.choice(by_color)
         asked.append(Question(f"what shape is the {thing.color} object?", thing.shape, "shape"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import get_args
 
 import torch
 
@@ -17,7 +18,7 @@ from mmq_evals.tasks.vqa import LLAVA
 
 from . import CAPTION_MAX_NEW_TOKENS, CAPTION_PROMPT
 from .architectures import Model, Processor
-from .data import caption_items, retrieval_items, vqa_items
+from .data import VqaSource, caption_items, retrieval_items, vqa_items
 
 BATCH = 50
 
@@ -73,7 +74,7 @@ def caption_score(model: Model, processor: Processor, limit: int | None = None) 
 def vqa_score(model: Model, processor: Processor, limit: int | None = None) -> dict[str, float]:
     """Accuracy on each source, and that of the majority answer and of the best by question."""
     scores = {}
-    for source in ("scenes", "easy-vqa"):
+    for source in get_args(VqaSource):
         items, train = vqa_items("test", source, limit), vqa_items("train", source, 20_000)
         prompts = [LLAVA.prompt.format(item.question) for item in items]
         said = _generate(model, processor, items, prompts, LLAVA.generation.max_new_tokens)

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Other libraries' packed products as benchmark cases: ONNX Runtime and OpenVINO.
+
+Each is installed by `pip install -e .[bench]`; one that is missing is named and left out. Weights
+are random; their values do not change what a kernel does. Like ours, every case holds enough copies
+of its weights to exceed the caches, each in a session of its own.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from gemm_cases import BEYOND_CACHE_BYTES, Case
+
+Run = Callable[[], Any]
+Maker = Callable[[int, int, int, int, int], Case]  # m, k, n, group_size, bits
+
+
+def has(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _in_turn(make: Callable[[], Run], weight_bytes: int, m: int) -> Run:
+    """Copies beyond the caches for few rows; weights of many rows are reused anyway."""
+    copies = 1 + (BEYOND_CACHE_BYTES // weight_bytes if m <= 64 else 0)
+    turn = itertools.cycle([make() for _ in range(copies)])
+    return lambda: next(turn)()
+
+
+# --- ONNX Runtime: MatMulNBits ------------------------------------------------------------------
+
+
+def onnxruntime(
+    m: int, k: int, n: int, group_size: int, bits: int, *, int8: bool, threads: int | None = None
+) -> Case:
+    """com.microsoft.MatMulNBits at 2, 4 or 8 bits, symmetric, fp32 scales; fp32 or int8 inside."""
+    import onnxruntime as ort
+    from onnx import TensorProto, helper, numpy_helper
+
+    group_size = k if group_size == -1 else group_size
+    blocks = -(-k // group_size)
+    rng = np.random.default_rng(0)
+
+    def make() -> Run:
+        codes = rng.integers(0, 256, (n, blocks, group_size * bits // 8), dtype=np.uint8)
+        scales = rng.random(n * blocks, dtype=np.float32)
+        node = helper.make_node(
+            *("MatMulNBits", ["x", "w", "s"], ["y"]),
+            domain="com.microsoft",
+            **{"K": k, "N": n, "bits": bits, "block_size": group_size},
+            accuracy_level=4 if int8 else 1,
+        )
+        graph = helper.make_graph(
+            [node],
+            "product",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, [m, k])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, [m, n])],
+            [numpy_helper.from_array(codes, "w"), numpy_helper.from_array(scales, "s")],
+        )
+        opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads or torch.get_num_threads()
+        options.log_severity_level = 3
+        session = ort.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        x = rng.standard_normal((m, k), dtype=np.float32)
+        return lambda: session.run(None, {"x": x})[0]
+
+    size = n * k * bits // 8 + 4 * n * blocks
+    name = f"ORT {'int8' if int8 else 'exact'} {bits}b"
+    return Case(name, _in_turn(make, size, m), size)
+
+
+# --- OpenVINO: a product with compressed weights ------------------------------------------------
+
+
+def openvino(
+    m: int, k: int, n: int, group_size: int, bits: int, *, threads: int | None = None
+) -> Case:
+    """Weights of 4 (i4) or 8 bits (u8), fp16 scales per group, products in fp32."""
+    import openvino as ov
+    from openvino import opset13 as op
+
+    group_size = k if group_size == -1 else group_size
+    kind = {4: ov.Type.i4, 8: ov.Type.u8}[bits]
+    rng = np.random.default_rng(0)
+    core = ov.Core()
+    config = {
+        "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
+        "NUM_STREAMS": 1,
+        "INFERENCE_PRECISION_HINT": "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+    }
+
+    def make() -> Run:
+        shape = [n, k // group_size, group_size]
+        raw = rng.integers(0, 256, n * k * bits // 8, dtype=np.uint8)
+        codes = op.constant(ov.Tensor(raw, ov.Shape(shape), kind), shared_memory=False)
+        w = op.convert(codes, "f16")
+        if bits == 8:
+            w = op.subtract(w, op.constant(np.full((n, shape[1], 1), 128, np.float16)))
+        w = op.multiply(w, op.constant(rng.random((n, shape[1], 1)).astype(np.float16)))
+        w = op.convert(op.reshape(w, op.constant([n, k]), False), "f32")
+        x = op.parameter([m, k], ov.Type.f32)
+        model = ov.Model([op.matmul(x, w, False, True)], [x])
+        request = core.compile_model(model, "CPU", config).create_infer_request()
+        request.set_input_tensor(ov.Tensor(rng.standard_normal((m, k), dtype=np.float32)))
+
+        def run() -> Any:
+            request.infer()
+            return request.get_output_tensor().data
+
+        return run
+
+    size = n * k * bits // 8 + 2 * n * (k // group_size)
+    return Case(f"OpenVINO {bits}b", _in_turn(make, size, m), size)
+
+
+# --- which peers there are ------------------------------------------------------------------------
+
+
+def exact_peers(bits: int, group_size: int, k: int) -> dict[str, Maker]:
+    """Peers that multiply with fp32 activations at this width and group size."""
+    found: dict[str, Maker] = {}
+    if has("openvino") and bits in (4, 8) and (group_size == -1 or k % group_size == 0):
+        found["OpenVINO"] = openvino
+    if has("onnxruntime") and has("onnx") and bits in (4, 8) and group_size in (32, 64, 128):
+        found["ORT"] = lambda *a: onnxruntime(*a, int8=False)
+    return found
+
+
+def int8_peers(bits: int, group_size: int) -> dict[str, Maker]:
+    """Peers that quantize activations to 8 bits."""
+    found: dict[str, Maker] = {}
+    if has("onnxruntime") and has("onnx") and bits in (2, 4, 8) and group_size in (32, 64, 128):
+        found["ORT"] = lambda *a: onnxruntime(*a, int8=True)
+    return found
+
+
+def missing() -> Sequence[str]:
+    return [p for p in ("onnxruntime", "onnx", "openvino") if not has(p)]
