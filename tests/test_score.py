@@ -43,6 +43,16 @@ def test_forms_of_predictions(tmp_path: Path) -> None:
         assert read_predictions(lines(tmp_path / "p.jsonl", rows)) == HYPS
 
 
+def test_the_format_of_the_study(tmp_path: Path) -> None:
+    rows = [{"image_id": int(i), "caption": text} for i, text in HYPS.items()]
+    data = {"predictions": rows, "references": list(REFS.values())}
+    file = write(tmp_path / "result.json", data)
+    assert (read_predictions(file), read_references(file)) == (HYPS, REFS)
+    data["references"].pop()
+    with pytest.raises(EvalError, match="references for every prediction, got 2 for 3"):
+        read_references(write(file, data))
+
+
 def test_forms_of_references(tmp_path: Path) -> None:
     file = tmp_path / "r.json"
     assert read_references(write(file, REFS)) == REFS

@@ -35,8 +35,8 @@ def read_json(file: Path) -> Any:
     """The content of a JSON file, or the list of the lines of a JSON lines file."""
     try:
         text = file.read_text(encoding="utf-8")
-    except (FileNotFoundError, IsADirectoryError):
-        raise EvalError(f"expected a JSON file, got {file}") from None
+    except OSError as error:
+        raise EvalError(f"expected a JSON file, got {file} ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise EvalError(f"{file}: expected UTF-8, {error.reason}") from None
     try:
@@ -69,7 +69,8 @@ def read_references(file: Path, split: str = "test") -> dict[str, list[str]]:
 
     Accepted are an object id to list, a list of lists (ids are places, from 0), COCO's annotations
     of captions, a Karpathy file (of which ``split`` is read), rows of an evaluation, and any of the
-    plain forms under ``"references"``.
+    plain forms under ``"references"``. A list of lists beside as many ``"predictions"`` with ids,
+    which is the study's result format, takes its ids from these.
     """
     data = read_json(file)
     if isinstance(data, dict) and "annotations" in data:
@@ -80,7 +81,7 @@ def read_references(file: Path, split: str = "test") -> dict[str, list[str]]:
     if isinstance(data, dict) and isinstance(data.get("images"), list):
         return _karpathy(file, data["images"], split)
     if isinstance(data, dict) and isinstance(data.get("references"), list | dict):
-        data = data["references"]
+        data = _beside_predictions(file, data)
     if isinstance(data, list) and data and all(isinstance(row, dict) for row in data):
         return _unique(file, ((_id(file, row), _field(file, row, "references")) for row in data))
     if isinstance(data, list):
@@ -88,6 +89,20 @@ def read_references(file: Path, split: str = "test") -> dict[str, list[str]]:
     if not isinstance(data, dict) or not all(isinstance(texts, list) for texts in data.values()):
         raise EvalError(f"{file}: expected a list of reference captions for every image")
     return data
+
+
+def _beside_predictions(file: Path, data: dict[str, Any]) -> Any:
+    references, rows = data["references"], data.get("predictions")
+    if not isinstance(references, list) or not isinstance(rows, list):
+        return references
+    if not rows or not all(isinstance(row, dict) for row in rows):
+        return references
+    if len(references) != len(rows):
+        raise EvalError(
+            f"{file}: expected references for every prediction, got {len(references)} for "
+            f"{len(rows)}"
+        )
+    return _unique(file, zip((_id(file, row) for row in rows), references, strict=True))
 
 
 def read_questions(file: Path) -> dict[str, Question]:
