@@ -13,7 +13,7 @@ import pytest
 from mmq_evals.errors import EvalError
 from mmq_evals.metrics import cider, java, meteor, spice
 from mmq_evals.metrics.tokenize import sanitize, tokenize_all, tokenize_py
-from mmq_evals.score import score_captions
+from mmq_evals.score import format_scores, score_captions
 
 needs_java = pytest.mark.skipif(
     shutil.which("java") is None or importlib.util.find_spec("pycocoevalcap") is None,
@@ -225,3 +225,21 @@ def test_spice_answers_out_of_form(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     (tmp_path / "bin" / "java").write_text("#!/bin/sh\n")
     with pytest.raises(EvalError, match="SPICE: unavailable, its answer is out of form"):
         spice(REFS, HYPS)
+
+
+def test_a_metric_that_cannot_run_does_not_take_the_others_with_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    report = score_captions(REFS, HYPS, metrics=["meteor", "cider"])
+    assert report["scores"]["cider"]["value"] == pytest.approx(cider(REFS, HYPS).corpus)
+    assert report["scores"]["meteor"]["value"] is None
+    assert report["protocol"]["java"] is None
+    assert "meteor                  unavailable: Java: expected" in format_scores(report)
+    with pytest.raises(java.JavaUnavailableError, match="expected the program java"):
+        score_captions(REFS, HYPS, metrics=["meteor"])
+    with pytest.raises(java.JavaUnavailableError):
+        score_captions(REFS, HYPS, tokenizer="ptb")
+    # Bad input is bad input.
+    with pytest.raises(EvalError, match="expected equal ids"):
+        score_captions(REFS, {"x": "a"}, metrics=["meteor", "cider"])

@@ -26,7 +26,7 @@ from mmq_evals.metrics.caption import (
     rouge_l,
 )
 from mmq_evals.metrics.inputs import Hypotheses, References
-from mmq_evals.metrics.java import find_java, java_version, meteor, spice
+from mmq_evals.metrics.java import JavaUnavailableError, find_java, java_version, meteor, spice
 from mmq_evals.metrics.retrieval import best_rank
 from mmq_evals.predictions import (
     Question,
@@ -68,7 +68,8 @@ def score_captions(
         seed: of the bootstrap.
 
     Raises:
-        EvalError: an unknown metric, or as the metrics: different ids, no Java, ...
+        EvalError: an unknown metric, or as the metrics: different ids, ... Beside other metrics,
+            METEOR or SPICE that cannot run is reported in its place and does not raise.
     """
     unknown = [name for name in metrics if name not in CAPTION_METRICS]
     if unknown or not metrics:
@@ -86,7 +87,10 @@ def score_captions(
         frequencies = {"source": source, "images": table.n_images, "sha256": table.sha256()}
         protocol["document_frequency"] = frequencies
     if {"meteor", "spice"} & set(metrics) or tokenizer == "ptb":
-        protocol["java"] = java_version(find_java())
+        try:
+            protocol["java"] = java_version(find_java())
+        except JavaUnavailableError:
+            protocol["java"] = None
 
     scores: dict[str, dict[str, Any]] = {}
     samples: Samples = {key: {} for key in predictions}
@@ -94,11 +98,17 @@ def score_captions(
         if name == "bleu":
             _score_bleu(references, predictions, tokenizer, seed, scores, samples)
             continue
-        result = (
-            cider(references, predictions, df=table, tokenizer=tokenizer)
-            if name == "cider"
-            else _BY_IMAGE[name](references, predictions, tokenizer=tokenizer)
-        )
+        try:
+            result = (
+                cider(references, predictions, df=table, tokenizer=tokenizer)
+                if name == "cider"
+                else _BY_IMAGE[name](references, predictions, tokenizer=tokenizer)
+            )
+        except JavaUnavailableError as error:
+            if name not in ("meteor", "spice") or len(metrics) == 1:
+                raise
+            scores[name] = {"value": None, "low": None, "high": None, "unavailable": str(error)}
+            continue
         for key, value in result.per_image.items():
             samples[key][name] = value
         interval = asdict(bootstrap_mean(result.per_image, seed=seed))
@@ -354,6 +364,9 @@ def format_scores(report: Mapping[str, Any]) -> str:
         "bootstrap intervals over images"
     ]
     for name, score in report["scores"].items():
+        if score["value"] is None:
+            lines.append(f"  {name:<24}unavailable: {score['unavailable']}")
+            continue
         line = f"  {name:<24}{100 * score['value']:8.2f}"
         if score["low"] is not None:
             line += f"  [{100 * score['low']:.2f}, {100 * score['high']:.2f}]"

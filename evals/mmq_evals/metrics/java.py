@@ -51,17 +51,21 @@ _METEOR_STATISTICS = 23
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
+class JavaUnavailableError(EvalError):
+    """A Java program cannot run here: no Java, no package, no models, or it died."""
+
+
 def find_java() -> str:
     """Path of the Java program: of ``JAVA_HOME`` if that is set, else of the PATH.
 
     Raises:
-        EvalError: there is none; the message says what can be installed.
+        JavaUnavailableError: there is none; the message says what can be installed.
     """
     home = os.environ.get("JAVA_HOME")
     java = shutil.which("java", path=str(Path(home) / "bin") if home else None)
     if java is None:
         where = f"{home}/bin (JAVA_HOME)" if home else "the PATH"
-        raise EvalError(
+        raise JavaUnavailableError(
             f"Java: expected the program java on {where}, found none; METEOR, SPICE and the "
             "tokenizer ptb need a Java runtime, such as Debian's default-jre-headless"
         )
@@ -73,12 +77,12 @@ def java_version(java: str) -> str:
     """First line of ``java -version``; asked once a program.
 
     Raises:
-        EvalError: the program does not run.
+        JavaUnavailableError: the program does not run.
     """
     try:
         shown = subprocess.run([java, "-version"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        raise EvalError(f"Java: {java} does not run: {error}") from None
+        raise JavaUnavailableError(f"Java: {java} does not run: {error}") from None
     # The first line may announce options taken from the environment.
     lines = [line for line in (shown.stderr + shown.stdout).splitlines() if "version" in line]
     return lines[0] if lines else "prints no version"
@@ -88,8 +92,8 @@ def tokenize_ptb(texts: Sequence[str]) -> list[Tokens]:
     """Tokens of every text by Stanford's tokenizer 3.4.1 as the COCO caption evaluation uses it.
 
     Raises:
-        EvalError: Java or pycocoevalcap is missing, or the program gives another number of lines
-            than it got.
+        JavaUnavailableError: Java or pycocoevalcap is missing.
+        EvalError: the program gives another number of lines than it got.
     """
     if not texts:
         return []
@@ -121,8 +125,8 @@ def meteor(
         heap: the most memory Java may take, as its option -Xmx wants it.
 
     Raises:
-        EvalError: ids differ, an image has no reference, Java or pycocoevalcap is missing, or the
-            program answers out of form.
+        JavaUnavailableError: Java or pycocoevalcap is missing, or the program dies.
+        EvalError: ids differ, an image has no reference, or the program answers out of form.
     """
     refs, hyps = tokenize_pairs(references, hypotheses, tokenizer)
     command = [find_java(), *_SETTINGS, f"-Xmx{heap}", "-jar", str(_meteor_jar())]
@@ -162,14 +166,15 @@ def spice(
             machines lack; by default nothing is kept.
 
     Raises:
-        EvalError: as `meteor`, or the parser models, which pycocoevalcap does not carry, are not
+        JavaUnavailableError: as `meteor`, or the parser models, which pycocoevalcap does not carry, are not
             in its folder. Nothing is fetched.
+        EvalError: as `meteor`.
     """
     refs, hyps = tokenize_pairs(references, hypotheses, tokenizer)
     folder = _package() / "spice"
     for name in _SPICE_MODELS:
         if not (folder / "lib" / name).is_file():
-            raise EvalError(
+            raise JavaUnavailableError(
                 f"SPICE: expected {folder / 'lib' / name}; it is published in {_SPICE_SOURCE}"
             )
     ids = list(hyps)
@@ -202,7 +207,9 @@ def _spice_scores(file: Path) -> dict[int, float]:
         rows = json.loads(file.read_text(encoding="utf-8"))
         values = {int(row["image_id"]): row["scores"]["All"]["f"] for row in rows}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EvalError(f"SPICE: unavailable, its answer is out of form: {error!r}") from None
+        raise JavaUnavailableError(
+            f"SPICE: unavailable, its answer is out of form: {error!r}"
+        ) from None
     return {
         key: float(value) if isinstance(value, float | int) and math.isfinite(value) else 0.0
         for key, value in values.items()
@@ -216,7 +223,7 @@ def _package() -> Path:
     """Folder of pycocoevalcap, whose modules are not run."""
     found = importlib.util.find_spec("pycocoevalcap")
     if found is None or not found.submodule_search_locations:
-        raise EvalError(
+        raise JavaUnavailableError(
             "pycocoevalcap: expected the package, which carries the Java programs; "
             "install mmq[java]"
         )
@@ -227,7 +234,9 @@ def _meteor_jar() -> Path:
     folder = _package() / "meteor"
     for name in ("meteor-1.5.jar", "data/paraphrase-en.gz"):
         if not (folder / name).is_file():
-            raise EvalError(f"METEOR: expected {folder / name}, a file of pycocoevalcap 1.2")
+            raise JavaUnavailableError(
+                f"METEOR: expected {folder / name}, a file of pycocoevalcap 1.2"
+            )
     return folder / "meteor-1.5.jar"
 
 
@@ -236,7 +245,9 @@ def _run(name: str, arguments: Sequence[str]) -> str:
     command = [find_java(), *_SETTINGS, *arguments]
     done = subprocess.run(command, capture_output=True, check=False)
     if done.returncode != 0:
-        raise EvalError(f"{name}: unavailable, {_complaint(done.returncode, done.stderr)}")
+        raise JavaUnavailableError(
+            f"{name}: unavailable, {_complaint(done.returncode, done.stderr)}"
+        )
     return done.stdout.decode("utf-8", errors="replace")
 
 
@@ -272,7 +283,9 @@ class _Conversation:
         if not answer.endswith(b"\n"):
             code = self._process.wait()
             self._stderr.seek(0)
-            raise EvalError(f"METEOR: unavailable, {_complaint(code, self._stderr.read())}")
+            raise JavaUnavailableError(
+                f"METEOR: unavailable, {_complaint(code, self._stderr.read())}"
+            )
         return answer.decode("utf-8", errors="replace").strip()
 
 
