@@ -166,8 +166,8 @@ def spice(
             machines lack; by default nothing is kept.
 
     Raises:
-        JavaUnavailableError: as `meteor`, or the parser models, which pycocoevalcap does not carry, are not
-            in its folder. Nothing is fetched.
+        JavaUnavailableError: as `meteor`, or the parser models, which pycocoevalcap does not carry,
+            are not in its folder. Nothing is fetched.
         EvalError: as `meteor`.
     """
     refs, hyps = tokenize_pairs(references, hypotheses, tokenizer)
