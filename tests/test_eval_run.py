@@ -142,7 +142,7 @@ def test_a_failed_run_leaves_the_earlier_result(
         evaluate(*model, ["captioning"], out_dir=out, data=coco, batch_size=1)
     assert {name: (out / name).read_bytes() for name in before} == before
     # The rows that came before the bad item are on disk.
-    assert [row["id"] for row in read_rows(out / "captioning.jsonl.part")] == ["100", "101"]
+    assert [row["id"] for row in read_rows(out / "captioning.0-of-1.jsonl.part")] == ["100", "101"]
 
 
 def test_predictions_cannot_break_lines(

@@ -2,8 +2,9 @@
 """Evaluate a model on tasks: rows per sample, scores with intervals, one result file.
 
 In the output folder every task leaves ``<task>.jsonl``, one row a line with the raw prediction and
-its scores, and the run leaves ``result.json``. While a run is under way its rows stand in
-``<task>.jsonl.part``; files of an earlier run are replaced only when all tasks are done.
+its scores, and the run leaves ``result.json``. While a run is under way its rows stand in the files
+of rows.py, from which a run that was killed goes on; files of an earlier run are replaced only when
+all tasks are done.
 """
 
 from __future__ import annotations
@@ -23,8 +24,18 @@ from typing import Any
 import torch
 
 from mmq_evals.errors import EvalError
-from mmq_evals.stats import paired_difference
-from mmq_evals.tasks.base import Row, Task, by_metric, clusters_of
+from mmq_evals.results import (
+    FORMAT,
+    FORMAT_VERSION,
+    RESULT_FILE,
+    check_reference,
+    compare_rows,
+    protocol_hash,
+    read_result,
+    write_json,
+)
+from mmq_evals.rows import WHOLE, Row, RowStore, Shard, model_fingerprint
+from mmq_evals.tasks.base import Task, clusters_of
 from mmq_evals.tasks.build import Data, build_tasks, model_class, tasks_for
 from mmq_evals.tasks.captioning import Captioning
 
@@ -32,6 +43,7 @@ __all__ = [
     "evaluate",
     "format_result",
     "make_folder",
+    "predict_shard",
     "protocol_hash",
     "read_result",
     "tasks_for",
@@ -39,10 +51,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "mmq-eval-result"
-FORMAT_VERSION = 1
-RESULT_FILE = "result.json"
 DEFAULT_BATCH_SIZE = 32
+POLL_SECONDS = 1.0
 
 # Called after every row with the task's name, the rows done and the rows in all.
 Progress = Callable[[str, int, int], None]
@@ -64,6 +74,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate ``model`` and write rows and ``result.json`` into ``out_dir``.
 
+    A run that was killed goes on: its rows are taken up where model, protocol and device are the
+    same, and the result is that of an undisturbed run. So are rows that `predict_shard` left.
+
     Args:
         model: a BLIP-2 or LLaVA model of transformers, dense or with packed linears.
         processor: its processor.
@@ -84,29 +97,22 @@ def evaluate(
 
     Raises:
         EvalError: a task does not fit the model, a weight is not finite, data is missing, an image
-            does not decode, ``out_dir`` is a file, or the reference is of another protocol. All but
-            undecodable images are found before the model runs.
+            does not decode, ``out_dir`` is a file or holds rows of an unfinished run of another
+            configuration, or the reference is of another protocol. All but undecodable images are
+            found before the model runs.
     """
-    if batch_size < 1:
-        raise EvalError(f"batch_size: expected at least 1, got {batch_size}")
-    if tasks is None:
-        tasks = tasks_for(model, data)
-        if not tasks:
-            raise EvalError(f"data: {data} has no dataset for any task of {model_class(model)}")
-    built = build_tasks(model, tasks, data, split, limit)
-    _check_finite(model)
-    common = _common_protocol(model, processor, batch_size)
-    protocols = {name: _protocol(task, common, limit) for name, task in built.items()}
-    references = None if reference is None else _check_reference(reference, protocols)
-
-    make_folder(out_dir)
-    model.eval()
+    built, protocols = _tasks_of(model, processor, tasks, data, split, limit, batch_size)
+    references = None if reference is None else check_reference(reference, protocols)
+    fingerprint, stores = _open_stores(model, protocols, out_dir)
+    for store in stores.values():
+        store.read()  # refuses another configuration before the model runs
     result: dict[str, Any] = {
         "format": FORMAT,
         "version": FORMAT_VERSION,
         "model": {
             "class": model_class(model),
             "name": str(getattr(model.config, "_name_or_path", "")),
+            "fingerprint": fingerprint,
             "device": str(model.device),
         },
         "machine": {"platform": platform.platform(), "processors": os.cpu_count()},
@@ -118,7 +124,10 @@ def evaluate(
         started = time.monotonic()
         part = out_dir / f"{name}.jsonl.part"
         parts[part] = out_dir / f"{name}.jsonl"
-        rows = _predict(task, model, processor, batch_size, part, progress)
+        _predict(task, model, processor, batch_size, stores[name], WHOLE, progress)
+        found = stores[name].read()
+        rows = [found[row_id] for row_id in task.ids]
+        _write_rows(part, task, rows)
         predicted = time.monotonic()
         entry: dict[str, Any] = {
             "rows": parts[part].name,
@@ -136,7 +145,7 @@ def evaluate(
             entry["document_frequency"] = f"{name}.df.json"
             task.df.save(out_dir / entry["document_frequency"])
         if references is not None:
-            entry["against_reference"] = _compare(task, rows, references[name], seed)
+            entry["against_reference"] = compare_rows(task, rows, references[name], seed)
         entry["seconds"] = {
             "predict": round(predicted - started, 3),
             "score": round(time.monotonic() - predicted, 3),
@@ -145,8 +154,82 @@ def evaluate(
         logger.info("%s: %d rows in %.1f s", name, len(rows), predicted - started)
     for part, final in parts.items():
         os.replace(part, final)
-    _write_json(out_dir / RESULT_FILE, result)
+    write_json(out_dir / RESULT_FILE, result)
+    for store in stores.values():
+        store.remove()
     return result
+
+
+def predict_shard(
+    model: Any,
+    processor: Any,
+    tasks: Sequence[str] | None,
+    shard: Shard,
+    *,
+    out_dir: Path,
+    data: Data = "tiny",
+    split: str = "test",
+    limit: int | None = None,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    progress: Progress | None = None,
+    wait: bool = False,
+) -> bool:
+    """Predict one process's share of the batches; `evaluate` with the same arguments scores them.
+
+    Retrieval is not divided: the first process does it. What others have already predicted, in
+    whatever number of processes, is left out. Returns whether the rows of all shards are there;
+    with ``wait`` not before they are.
+
+    Raises:
+        EvalError: as `evaluate`.
+    """
+    built, protocols = _tasks_of(model, processor, tasks, data, split, limit, batch_size)
+    _, stores = _open_stores(model, protocols, out_dir)
+    for name, task in built.items():
+        _predict(task, model, processor, batch_size, stores[name], shard, progress)
+
+    def complete() -> bool:
+        return all(stores[name].read().keys() >= set(task.ids) for name, task in built.items())
+
+    while wait and not complete():
+        time.sleep(POLL_SECONDS)
+    return complete()
+
+
+def _tasks_of(
+    model: Any,
+    processor: Any,
+    tasks: Sequence[str] | None,
+    data: Data,
+    split: str,
+    limit: int | None,
+    batch_size: int,
+) -> tuple[dict[str, Task], dict[str, dict[str, Any]]]:
+    """The tasks of a run and their protocols, with every check that needs no prediction."""
+    if batch_size < 1:
+        raise EvalError(f"batch_size: expected at least 1, got {batch_size}")
+    if tasks is None:
+        tasks = tasks_for(model, data)
+        if not tasks:
+            raise EvalError(f"data: {data} has no dataset for any task of {model_class(model)}")
+    built = build_tasks(model, tasks, data, split, limit)
+    _check_finite(model)
+    common = _common_protocol(model, processor, batch_size)
+    return built, {name: _protocol(task, common, limit) for name, task in built.items()}
+
+
+def _open_stores(
+    model: Any, protocols: dict[str, dict[str, Any]], out_dir: Path
+) -> tuple[str, dict[str, RowStore]]:
+    """The model's fingerprint, and where each task's rows are kept while the run is under way."""
+    make_folder(out_dir)
+    model.eval()
+    fingerprint = model_fingerprint(model)
+    stores = {}
+    for name, protocol in protocols.items():
+        key = json.dumps([protocol_hash(protocol), fingerprint, model.device.type])
+        stores[name] = RowStore(out_dir, name, hashlib.sha256(key.encode()).hexdigest()[:16])
+    return fingerprint, stores
 
 
 def make_folder(path: Path) -> None:
@@ -162,33 +245,6 @@ def _check_finite(model: Any) -> None:
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             raise EvalError(f"{name}: expected finite weights, got NaN or infinity")
-
-
-def read_result(path: Path) -> dict[str, Any]:
-    """Read ``result.json``, given itself or its folder.
-
-    Raises:
-        EvalError: the file is missing, not JSON, or not a result of this version.
-    """
-    file = path / RESULT_FILE if path.is_dir() else path
-    try:
-        result = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise EvalError(f"result: no file {file}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise EvalError(f"result: {file} is not JSON: {error}") from None
-    if not isinstance(result, dict) or result.get("format") != FORMAT:
-        raise EvalError(f"result: {file} is not an evaluation result")
-    if result.get("version") != FORMAT_VERSION:
-        raise EvalError(
-            f"result: {file}: expected version {FORMAT_VERSION}, got {result.get('version')}"
-        )
-    return result
-
-
-def protocol_hash(protocol: dict[str, Any]) -> str:
-    """SHA-256 of a protocol block, the same for equal blocks whatever their order."""
-    return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()
 
 
 def format_result(result: dict[str, Any]) -> str:
@@ -282,83 +338,21 @@ def _predict(
     model: Any,
     processor: Any,
     batch_size: int,
-    part: Path,
+    store: RowStore,
+    shard: Shard,
     progress: Progress | None,
-) -> list[Row]:
-    """Predict, appending every row to ``part`` as it comes; returns the rows without scores."""
-    total = len(task.ids)
-    rows: list[Row] = []
-    part.unlink(missing_ok=True)
-    with part.open("a", encoding="ascii") as file:
-        for row in task.predict(model, processor, batch_size=batch_size):
-            # ASCII JSON: no character of a prediction can end a line.
+) -> None:
+    """Predict what is missing of a shard, storing every row as it comes."""
+    total, done = len(task.ids), store.read()
+    if done:
+        logger.info("%s: going on after %d of %d rows", task.name, len(done), total)
+    rows = task.predict(model, processor, batch_size=batch_size, done=done, shard=shard)
+    for count, _ in enumerate(store.append(rows, done, shard), start=len(done) + 1):
+        if progress is not None:
+            progress(task.name, count, total)
+
+
+def _write_rows(path: Path, task: Task, rows: Sequence[Row]) -> None:
+    with path.open("w", encoding="ascii") as file:
+        for row in rows:
             file.write(json.dumps({**row, "scores": task.sample_scores(row)}) + "\n")
-            file.flush()
-            rows.append(row)
-            if progress is not None:
-                progress(task.name, len(rows), total)
-    return rows
-
-
-def _read_rows(file: Path) -> list[Row]:
-    try:
-        lines = file.read_text(encoding="ascii").splitlines()
-        return [json.loads(line) for line in lines]
-    except FileNotFoundError:
-        raise EvalError(f"reference: no file {file}") from None
-    except ValueError as error:
-        raise EvalError(f"reference: {file} is not JSON lines: {error}") from None
-
-
-def _write_json(path: Path, data: dict[str, Any]) -> None:
-    part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="ascii") as file:
-        json.dump(data, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-
-
-# ---- comparison ----------------------------------------------------------------------------------
-
-
-def _check_reference(path: Path, protocols: dict[str, dict[str, Any]]) -> dict[str, list[Row]]:
-    """Rows of every task of a reference run, refused unless the protocols are equal."""
-    result = read_result(path)
-    folder = path if path.is_dir() else path.parent
-    rows: dict[str, list[Row]] = {}
-    for name, protocol in protocols.items():
-        entry = result["tasks"].get(name)
-        if entry is None:
-            raise EvalError(
-                f"reference: {path} has no task {name!r}, only {', '.join(result['tasks'])}"
-            )
-        if entry["protocol_hash"] != protocol_hash(protocol):
-            theirs = entry["protocol"]
-            differing = sorted(
-                key
-                for key in protocol.keys() | theirs.keys()
-                if protocol.get(key) != theirs.get(key)
-            )
-            raise EvalError(
-                f"reference: {path}: task {name!r} ran under another protocol; different: "
-                f"{', '.join(differing)}"
-            )
-        rows[name] = _read_rows(folder / entry["rows"])
-    return rows
-
-
-def _compare(
-    task: Task, rows: Sequence[Row], reference: Sequence[Row], seed: int
-) -> dict[str, Any]:
-    mine = by_metric(rows, {row["id"]: task.sample_scores(row) for row in rows})
-    theirs = by_metric(reference, {row["id"]: task.sample_scores(row) for row in reference})
-    clusters = clusters_of(rows)
-    return {
-        "differences": {
-            metric: asdict(paired_difference(mine[metric], theirs[metric], clusters, seed=seed))
-            for metric in mine
-        },
-        "agreement": task.agreement(rows, reference),
-    }

@@ -136,19 +136,39 @@ def _data(args: argparse.Namespace) -> Any:
 
 
 def _eval(args: argparse.Namespace) -> None:
-    from mmq_evals.run import evaluate, format_result
+    from mmq_evals.rows import Shard, forget_rows
+    from mmq_evals.run import evaluate, format_result, predict_shard
+    from mmq_evals.workers import progress_lines, run_workers, shard_of_environment
 
+    shard = shard_of_environment() if args.shard is None else Shard.parse(args.shard)
+    if args.overwrite and shard is None:
+        forget_rows(Path(args.out))
+    if args.workers != 1 and shard is None:
+        # Of an option that is given twice the later counts.
+        run_workers([*args.arguments, "--workers", "1"], args.workers)
+    if shard is not None and args.device == "cuda":
+        args.device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     model, processor = _load(args)
     tasks = None if args.tasks is None else args.tasks.split(",")
+    settings: dict[str, Any] = {
+        "out_dir": Path(args.out),
+        "data": _data(args),
+        "limit": args.limit,
+        "batch_size": args.batch_size,
+        "progress": progress_lines(),
+    }
+    if shard is not None:
+        scores = args.shard is None and shard.rank == 0  # as torchrun's first process
+        predict_shard(model, processor, tasks, shard, wait=scores, **settings)
+        if not scores:
+            print(f"shard {shard.rank} of {shard.count} is done; mmq eval without --shard scores")
+            return
     result = evaluate(
         model,
         processor,
         tasks,
-        out_dir=Path(args.out),
-        data=_data(args),
-        limit=args.limit,
-        batch_size=args.batch_size,
         reference=None if args.reference is None else Path(args.reference),
+        **settings,
     )
     print(format_result(result))
 
@@ -223,6 +243,13 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--out", default="out/eval", help="where rows and results are written")
     evaluate.add_argument("--limit", type=int, help="evaluate the first N items only")
     evaluate.add_argument("--batch-size", type=int, default=32)
+    evaluate.add_argument("--workers", type=int, default=1, help="processes on this machine")
+    evaluate.add_argument(
+        "--shard", metavar="RANK/COUNT", help="predict this share only; a run without it scores"
+    )
+    evaluate.add_argument(
+        "--overwrite", action="store_true", help="forget an unfinished run instead of going on"
+    )
     evaluate.add_argument("--reference", help="a full-precision result to compare with, paired")
 
     for runs in (quantize, evaluate):
@@ -252,6 +279,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     args = _parser().parse_args(argv)
+    args.arguments = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     from mmq.errors import MmqError

@@ -8,7 +8,7 @@ formed), the raw ``prediction`` and what is needed to score it again without the
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -19,11 +19,11 @@ from mmq_evals.data.images import read_image
 from mmq_evals.data.items import CaptionItem, RetrievalItem, VqaItem
 from mmq_evals.data.layouts import Dataset
 from mmq_evals.errors import EvalError
+from mmq_evals.rows import WHOLE, Row, Shard
 from mmq_evals.stats import Interval, bootstrap_mean
 
 logger = logging.getLogger(__name__)
 
-Row = dict[str, Any]
 Item = TypeVar("Item", CaptionItem, RetrievalItem, VqaItem)
 
 
@@ -53,8 +53,19 @@ class Task(Protocol):
     def ids(self) -> list[str]:
         """The ids of the rows that `predict` yields, in its order."""
 
-    def predict(self, model: Any, processor: Any, *, batch_size: int) -> Iterator[Row]:
+    def predict(
+        self,
+        model: Any,
+        processor: Any,
+        *,
+        batch_size: int,
+        done: Container[str] = (),
+        shard: Shard = WHOLE,
+    ) -> Iterator[Row]:
         """Run the model; yields rows in the order of the items, without scores.
+
+        Batches whose rows are all ``done`` and those of other shards are left out; the others
+        are computed whole, so that a row does not depend on what was done before.
 
         Raises:
             EvalError: an image does not decode, or the processor does not fit the model.
@@ -100,12 +111,19 @@ class Generation:
         return given
 
 
-def batches(items: Sequence[Item], batch_size: int) -> Iterator[Sequence[Item]]:
-    """Consecutive batches; the last may be smaller."""
+def batches(
+    items: Sequence[Item],
+    batch_size: int,
+    done: Container[str] = (),
+    shard: Shard = WHOLE,
+) -> Iterator[Sequence[Item]]:
+    """Consecutive batches, the last may be smaller: those of the shard that are not all done."""
     if batch_size < 1:
         raise EvalError(f"batch_size: expected at least 1, got {batch_size}")
-    for start in range(0, len(items), batch_size):
-        yield items[start : start + batch_size]
+    for number, start in enumerate(range(0, len(items), batch_size)):
+        batch = items[start : start + batch_size]
+        if number % shard.count == shard.rank and any(item.id not in done for item in batch):
+            yield batch
 
 
 def read_images(items: Sequence[Item]) -> list[Image.Image]:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -23,10 +23,10 @@ from mmq_evals.metrics.caption import (
     document_frequency,
     rouge_l,
 )
+from mmq_evals.rows import WHOLE, Row, Shard
 from mmq_evals.stats import Interval, bootstrap_statistic
 from mmq_evals.tasks.base import (
     Generation,
-    Row,
     batches,
     by_metric,
     clusters_of,
@@ -93,9 +93,17 @@ class Captioning:
             "document_frequency": {"images": self.df.n_images, "sha256": self.df.sha256()},
         }
 
-    def predict(self, model: Any, processor: Any, *, batch_size: int) -> Iterator[Row]:
+    def predict(
+        self,
+        model: Any,
+        processor: Any,
+        *,
+        batch_size: int,
+        done: Container[str] = (),
+        shard: Shard = WHOLE,
+    ) -> Iterator[Row]:
         prompt, generation = PROTOCOLS[self.decoding]
-        for batch in batches(self.items, batch_size):
+        for batch in batches(self.items, batch_size, done, shard):
             images = read_images(batch)
             texts = generate(model, processor, images, [prompt] * len(batch), generation)
             for item, text in zip(batch, texts, strict=True):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +23,9 @@ from mmq_evals.data.items import RetrievalItem
 from mmq_evals.data.layouts import Dataset
 from mmq_evals.errors import EvalError
 from mmq_evals.metrics.retrieval import best_rank, chance_recall
+from mmq_evals.rows import WHOLE, Row, Shard
 from mmq_evals.stats import FloatArray, Interval, bootstrap_statistic
 from mmq_evals.tasks.base import (
-    Row,
     batches,
     by_metric,
     clusters_of,
@@ -105,7 +105,18 @@ class Retrieval:
             "ties": "pessimistic",
         }
 
-    def predict(self, model: Any, processor: Any, *, batch_size: int) -> Iterator[Row]:
+    def predict(
+        self,
+        model: Any,
+        processor: Any,
+        *,
+        batch_size: int,
+        done: Container[str] = (),
+        shard: Shard = WHOLE,
+    ) -> Iterator[Row]:
+        # Every score depends on all images and texts: the first process does the whole.
+        if shard.rank > 0 or all(row_id in done for row_id in self.ids):
+            return
         texts = tokenize_texts(
             processor, [prepare_text(text) for item in self.items for text in item.captions]
         )

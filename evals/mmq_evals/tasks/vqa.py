@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,10 +15,10 @@ from mmq_evals.data.layouts import Dataset
 from mmq_evals.errors import EvalError
 from mmq_evals.metrics import gqa, vqa
 from mmq_evals.metrics.vqa import normalize_always
+from mmq_evals.rows import WHOLE, Row, Shard
 from mmq_evals.stats import Interval
 from mmq_evals.tasks.base import (
     Generation,
-    Row,
     batches,
     by_metric,
     clusters_of,
@@ -100,9 +100,17 @@ class VisualQuestions:
             "accuracies": list(gqa.PROTOCOLS if self.name == "gqa" else vqa.PROTOCOLS),
         }
 
-    def predict(self, model: Any, processor: Any, *, batch_size: int) -> Iterator[Row]:
+    def predict(
+        self,
+        model: Any,
+        processor: Any,
+        *,
+        batch_size: int,
+        done: Container[str] = (),
+        shard: Shard = WHOLE,
+    ) -> Iterator[Row]:
         asking = PROTOCOLS[self.asking]
-        for batch in batches(self.items, batch_size):
+        for batch in batches(self.items, batch_size, done, shard):
             texts = generate(
                 model,
                 processor,

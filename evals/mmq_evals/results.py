@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Result files: written, read, and compared with those of a reference run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mmq_evals.errors import EvalError
+from mmq_evals.rows import Row
+from mmq_evals.stats import paired_difference
+from mmq_evals.tasks.base import Task, by_metric, clusters_of
+
+FORMAT = "mmq-eval-result"
+FORMAT_VERSION = 1
+RESULT_FILE = "result.json"
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    part = path.with_name(path.name + ".part")
+    with part.open("w", encoding="ascii") as file:
+        json.dump(data, file, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """Read ``result.json``, given itself or its folder.
+
+    Raises:
+        EvalError: the file is missing, not JSON, or not a result of this version.
+    """
+    file = path / RESULT_FILE if path.is_dir() else path
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise EvalError(f"result: no file {file}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise EvalError(f"result: {file} is not JSON: {error}") from None
+    if not isinstance(result, dict) or result.get("format") != FORMAT:
+        raise EvalError(f"result: {file} is not an evaluation result")
+    if result.get("version") != FORMAT_VERSION:
+        raise EvalError(
+            f"result: {file}: expected version {FORMAT_VERSION}, got {result.get('version')}"
+        )
+    return result
+
+
+def protocol_hash(protocol: dict[str, Any]) -> str:
+    """SHA-256 of a protocol block, the same for equal blocks whatever their order."""
+    return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()
+
+
+def _read_rows(file: Path) -> list[Row]:
+    try:
+        lines = file.read_text(encoding="ascii").splitlines()
+        return [json.loads(line) for line in lines]
+    except FileNotFoundError:
+        raise EvalError(f"reference: no file {file}") from None
+    except ValueError as error:
+        raise EvalError(f"reference: {file} is not JSON lines: {error}") from None
+
+
+def check_reference(path: Path, protocols: dict[str, dict[str, Any]]) -> dict[str, list[Row]]:
+    """Rows of every task of a reference run, refused unless the protocols are equal."""
+    result = read_result(path)
+    folder = path if path.is_dir() else path.parent
+    rows: dict[str, list[Row]] = {}
+    for name, protocol in protocols.items():
+        entry = result["tasks"].get(name)
+        if entry is None:
+            raise EvalError(
+                f"reference: {path} has no task {name!r}, only {', '.join(result['tasks'])}"
+            )
+        if entry["protocol_hash"] != protocol_hash(protocol):
+            theirs = entry["protocol"]
+            differing = sorted(
+                key
+                for key in protocol.keys() | theirs.keys()
+                if protocol.get(key) != theirs.get(key)
+            )
+            raise EvalError(
+                f"reference: {path}: task {name!r} ran under another protocol; different: "
+                f"{', '.join(differing)}"
+            )
+        rows[name] = _read_rows(folder / entry["rows"])
+    return rows
+
+
+def compare_rows(
+    task: Task, rows: Sequence[Row], reference: Sequence[Row], seed: int
+) -> dict[str, Any]:
+    mine = by_metric(rows, {row["id"]: task.sample_scores(row) for row in rows})
+    theirs = by_metric(reference, {row["id"]: task.sample_scores(row) for row in reference})
+    clusters = clusters_of(rows)
+    return {
+        "differences": {
+            metric: asdict(paired_difference(mine[metric], theirs[metric], clusters, seed=seed))
+            for metric in mine
+        },
+        "agreement": task.agreement(rows, reference),
+    }
