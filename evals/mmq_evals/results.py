@@ -58,14 +58,24 @@ def protocol_hash(protocol: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()
 
 
-def _read_rows(file: Path) -> list[Row]:
+def read_rows(file: Path) -> list[Row]:
+    """The rows that `evaluate` wrote.
+
+    Raises:
+        EvalError: the file is missing or not JSON lines.
+    """
     try:
         lines = file.read_text(encoding="ascii").splitlines()
         return [json.loads(line) for line in lines]
     except FileNotFoundError:
-        raise EvalError(f"reference: no file {file}") from None
+        raise EvalError(f"rows: no file {file}") from None
     except ValueError as error:
-        raise EvalError(f"reference: {file} is not JSON lines: {error}") from None
+        raise EvalError(f"rows: {file} is not JSON lines: {error}") from None
+
+
+def differing_keys(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    """The keys in which two protocols differ."""
+    return sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
 
 
 def check_reference(path: Path, protocols: dict[str, dict[str, Any]]) -> dict[str, list[Row]]:
@@ -80,17 +90,11 @@ def check_reference(path: Path, protocols: dict[str, dict[str, Any]]) -> dict[st
                 f"reference: {path} has no task {name!r}, only {', '.join(result['tasks'])}"
             )
         if entry["protocol_hash"] != protocol_hash(protocol):
-            theirs = entry["protocol"]
-            differing = sorted(
-                key
-                for key in protocol.keys() | theirs.keys()
-                if protocol.get(key) != theirs.get(key)
-            )
             raise EvalError(
                 f"reference: {path}: task {name!r} ran under another protocol; different: "
-                f"{', '.join(differing)}"
+                f"{', '.join(differing_keys(protocol, entry['protocol']))}"
             )
-        rows[name] = _read_rows(folder / entry["rows"])
+        rows[name] = read_rows(folder / entry["rows"])
     return rows
 
 

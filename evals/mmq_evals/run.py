@@ -35,6 +35,7 @@ from mmq_evals.results import (
     write_json,
 )
 from mmq_evals.rows import WHOLE, Row, RowStore, Shard, model_fingerprint
+from mmq_evals.stats import detectable_line
 from mmq_evals.tasks.base import Task, clusters_of
 from mmq_evals.tasks.build import Data, build_tasks, model_class, tasks_for
 from mmq_evals.tasks.captioning import Captioning
@@ -71,6 +72,7 @@ def evaluate(
     seed: int = 0,
     reference: Path | None = None,
     progress: Progress | None = None,
+    announce: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Evaluate ``model`` and write rows and ``result.json`` into ``out_dir``.
 
@@ -91,6 +93,8 @@ def evaluate(
         reference: ``result.json`` (or its folder) of a run to compare with, over the same samples
             under the same protocol: paired differences, p-values and agreement are added.
         progress: called after every row.
+        announce: called before the model runs with a line for every task: which difference its
+            number of samples can show.
 
     Returns:
         What ``result.json`` holds. Scores are in [0, 1], CIDEr in [0, 10].
@@ -106,6 +110,12 @@ def evaluate(
     fingerprint, stores = _open_stores(model, protocols, out_dir)
     for store in stores.values():
         store.read()  # refuses another configuration before the model runs
+    detectable = {
+        name: detectable_line(task.primary, len(task.ids)) for name, task in built.items()
+    }
+    for name, line in detectable.items():
+        if announce is not None:
+            announce(f"{name}, {line}")
     result: dict[str, Any] = {
         "format": FORMAT,
         "version": FORMAT_VERSION,
@@ -137,6 +147,7 @@ def evaluate(
             "scores": {key: asdict(value) for key, value in task.score(rows, seed=seed).items()},
             "breakdown": task.breakdown(rows),
             "baselines": task.baselines(),
+            "detectable": detectable[name],
             "protocol": protocols[name],
             "protocol_hash": protocol_hash(protocols[name]),
         }

@@ -168,6 +168,7 @@ def _eval(args: argparse.Namespace) -> None:
         processor,
         tasks,
         reference=None if args.reference is None else Path(args.reference),
+        announce=lambda line: print(line, file=sys.stderr),
         **settings,
     )
     print(format_result(result))
@@ -180,6 +181,13 @@ def _demo(args: argparse.Namespace) -> None:
     report = run_demo(Path(args.out), limit=args.limit, progress=print)
     print(report.table)
     print(f"report: {report.path} ({time.monotonic() - started:.0f} s)")
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from mmq_evals.compare import compare, format_comparison
+
+    found = compare(Path(args.a), Path(args.b), force=args.force)
+    print(json.dumps(found, indent=1) if args.json else format_comparison(found, args.samples))
 
 
 def _score(args: argparse.Namespace) -> None:
@@ -251,6 +259,13 @@ def _parser() -> argparse.ArgumentParser:
         "--overwrite", action="store_true", help="forget an unfinished run instead of going on"
     )
     evaluate.add_argument("--reference", help="a full-precision result to compare with, paired")
+
+    compare = command("compare", _compare, "Compare two evaluations sample by sample.")
+    compare.add_argument("a", help="a folder of mmq eval, such as full precision")
+    compare.add_argument("b", help="another, over the same samples")
+    compare.add_argument("--force", action="store_true", help="under different protocols, too")
+    compare.add_argument("--samples", type=int, default=10, help="changed samples to show")
+    compare.add_argument("--json", action="store_true", help="print JSON with all of them")
 
     for runs in (quantize, evaluate):
         runs.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")

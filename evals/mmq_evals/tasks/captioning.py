@@ -14,6 +14,7 @@ import numpy as np
 from mmq_evals.data.items import CaptionItem
 from mmq_evals.data.layouts import Dataset
 from mmq_evals.errors import EvalError
+from mmq_evals.metrics.agreement import identical_captions
 from mmq_evals.metrics.caption import (
     DocumentFrequency,
     FloatArray,
@@ -160,10 +161,9 @@ class Captioning:
     def agreement(self, rows: Sequence[Row], reference: Sequence[Row]) -> dict[str, float]:
         before = {row["id"]: row["prediction"] for row in reference}
         after = {row["id"]: row["prediction"] for row in rows}
-        equal = [before[key].strip() == text.strip() for key, text in after.items()]
         against = cider({key: [text] for key, text in before.items()}, after, df=self.df)
         return {
-            "identical captions": float(np.mean(equal)),
+            "identical captions": identical_captions(before, after),
             "cider against the reference's captions": against.corpus,
         }
 

@@ -22,6 +22,7 @@ from torch.nn.functional import normalize
 from mmq_evals.data.items import RetrievalItem
 from mmq_evals.data.layouts import Dataset
 from mmq_evals.errors import EvalError
+from mmq_evals.metrics.agreement import rank_correlation
 from mmq_evals.metrics.retrieval import best_rank, chance_recall
 from mmq_evals.rows import WHOLE, Row, Shard
 from mmq_evals.stats import FloatArray, Interval, bootstrap_statistic
@@ -213,7 +214,18 @@ class Retrieval:
     def agreement(self, rows: Sequence[Row], reference: Sequence[Row]) -> dict[str, float]:
         before = {row["id"]: _best_candidate(row) for row in reference}
         equal = [before[row["id"]] == _best_candidate(row) for row in rows]
-        return {"same first candidate": float(np.mean(equal))}
+        scored = {row["id"]: row for row in rows}
+        correlations = [
+            rank_correlation(_scores_of(row, row["candidates"]), after)
+            for row in reference
+            if len(row["candidates"]) > 1
+            for after in [_scores_of(scored[row["id"]], row["candidates"])]
+        ]
+        found = {"same first candidate": float(np.mean(equal))}
+        if correlations:
+            # On the reference's candidates; one that is no candidate any more comes last.
+            found["rank correlation"] = float(np.mean(correlations))
+        return found
 
 
 def _row(
@@ -236,6 +248,13 @@ def _row(
         "candidates": candidates.tolist(),
         "prediction": [None if math.isnan(score) else score for score in given],
     }
+
+
+def _scores_of(row: Row, candidates: Sequence[int]) -> list[float]:
+    """Final scores of some candidates, minus infinity where there is none."""
+    known = dict(zip(row["candidates"], row["prediction"], strict=True))
+    found = (known.get(candidate) for candidate in candidates)
+    return [-math.inf if score is None else score for score in found]
 
 
 def _best_candidate(row: Row) -> int:

@@ -14,7 +14,7 @@ from mmq_evals.data.items import VqaItem
 from mmq_evals.data.layouts import Dataset
 from mmq_evals.errors import EvalError
 from mmq_evals.metrics import gqa, vqa
-from mmq_evals.metrics.vqa import normalize_always
+from mmq_evals.metrics.agreement import answer_flips
 from mmq_evals.rows import WHOLE, Row, Shard
 from mmq_evals.stats import Interval
 from mmq_evals.tasks.base import (
@@ -189,18 +189,16 @@ class VisualQuestions:
         return {metric: float(np.mean(list(values.values()))) for metric, values in samples.items()}
 
     def agreement(self, rows: Sequence[Row], reference: Sequence[Row]) -> dict[str, float]:
-        before = {row["id"]: row for row in reference}
-        flips = right_to_wrong = wrong_to_right = 0
-        for row in rows:
-            old = before[row["id"]]
-            flips += normalize_always(old["prediction"]) != normalize_always(row["prediction"])
-            change = self.sample_scores(row)[self.primary] - self.sample_scores(old)[self.primary]
-            right_to_wrong += change < 0
-            wrong_to_right += change > 0
+        answers = [{row["id"]: row["prediction"] for row in run} for run in (reference, rows)]
+        scores = [
+            {row["id"]: self.sample_scores(row)[self.primary] for row in run}
+            for run in (reference, rows)
+        ]
+        flips = answer_flips(*answers, *scores)
         return {
-            "flipped answers": flips / len(rows),
-            "right to wrong": right_to_wrong / len(rows),
-            "wrong to right": wrong_to_right / len(rows),
+            "flipped answers": flips.flipped,
+            "right to wrong": flips.right_to_wrong,
+            "wrong to right": flips.wrong_to_right,
         }
 
 
