@@ -54,7 +54,7 @@ def test_files_and_scores(model: tuple[Any, Any], coco: Path, tmp_path: Path) ->
     entry = result["tasks"]["captioning"]
     mean = sum(row["scores"]["cider"] for row in rows) / 4
     assert entry["scores"]["cider"]["value"] == pytest.approx(mean)
-    assert entry["counts"] == {"rows": 4, "clusters": 4}
+    assert entry["counts"] == {"rows": 4, "clusters": 4, "failed": 0}
     protocol = entry["protocol"]
     assert protocol["prompt"] == "a photo of"
     assert protocol["generation"]["num_beams"] == 5
@@ -137,12 +137,48 @@ def test_a_failed_run_leaves_the_earlier_result(
     out = tmp_path / "out"
     evaluate(*model, ["captioning"], out_dir=out, data=coco, batch_size=1)
     before = {name: (out / name).read_bytes() for name in ("captioning.jsonl", "result.json")}
-    (coco / "val2014" / "COCO_val2014_000000000002.jpg").write_text("broken")
-    with pytest.raises(EvalError, match=r"item '102': image .* does not decode"):
-        evaluate(*model, ["captioning"], out_dir=out, data=coco, batch_size=1)
+
+    def stop(task: str, done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(*model, ["captioning"], out_dir=out, data=coco, batch_size=1, progress=stop)
     assert {name: (out / name).read_bytes() for name in before} == before
-    # The rows that came before the bad item are on disk.
+    # The rows that came before are on disk.
     assert [row["id"] for row in read_rows(out / "captioning.0-of-1.jsonl.part")] == ["100", "101"]
+
+
+@pytest.mark.parametrize("kind", ["caption", "retrieval"])
+def test_images_that_do_not_decode_are_counted(coco: Path, tmp_path: Path, kind: str) -> None:
+    """The score is that of a run over the other images, and says so."""
+    model, processor = eval_models.blip2(kind)
+    task = "captioning" if kind == "caption" else "retrieval"
+    full = evaluate(model, processor, [task], out_dir=tmp_path / "a", data=coco, batch_size=2)
+    (coco / "val2014" / "COCO_val2014_000000000002.jpg").write_text("broken")
+    out = tmp_path / "out"
+    result = evaluate(
+        *(model, processor, [task]),
+        out_dir=out,
+        data=coco,
+        batch_size=2,
+        reference=tmp_path / "a",
+    )
+    entry, before = result["tasks"][task], full["tasks"][task]
+    failed = entry["counts"]["failed"]
+    assert failed == len(entry["failed"]) > 0
+    assert entry["counts"]["rows"] == before["counts"]["rows"] - failed
+    assert entry["counts"]["clusters"] == 3
+    assert entry["against_reference"]["samples"] == entry["counts"]["rows"]
+    ids = [row["id"] for row in read_rows(out / f"{task}.jsonl")]
+    every = [row["id"] for row in read_rows(tmp_path / "a" / f"{task}.jsonl")]
+    assert ids == [row_id for row_id in every if row_id not in entry["failed"]]
+    text = format_result(result)
+    assert f"not scored: {failed} rows; the first: item '102': image" in text
+    for path in (coco / "val2014").iterdir():
+        path.write_text("broken")
+    with pytest.raises(EvalError, match=f"{task}: no image decodes: item '100': image"):
+        evaluate(model, processor, [task], out_dir=tmp_path / "none", data=coco)
 
 
 def test_predictions_cannot_break_lines(

@@ -101,6 +101,12 @@ def check_reference(path: Path, protocols: dict[str, dict[str, Any]]) -> dict[st
 def compare_rows(
     task: Task, rows: Sequence[Row], reference: Sequence[Row], seed: int
 ) -> dict[str, Any]:
+    """Paired differences and agreement, over the samples that both runs could score."""
+    both = {row["id"] for row in rows} & {row["id"] for row in reference}
+    if not both:
+        raise EvalError("reference: no sample was scored in both runs")
+    rows = [row for row in rows if row["id"] in both]
+    reference = [row for row in reference if row["id"] in both]
     mine = by_metric(rows, {row["id"]: task.sample_scores(row) for row in rows})
     theirs = by_metric(reference, {row["id"]: task.sample_scores(row) for row in reference})
     clusters = clusters_of(rows)
@@ -110,4 +116,5 @@ def compare_rows(
             for metric in mine
         },
         "agreement": task.agreement(rows, reference),
+        "samples": len(both),
     }

@@ -100,10 +100,10 @@ def evaluate(
         What ``result.json`` holds. Scores are in [0, 1], CIDEr in [0, 10].
 
     Raises:
-        EvalError: a task does not fit the model, a weight is not finite, data is missing, an image
-            does not decode, ``out_dir`` is a file or holds rows of an unfinished run of another
-            configuration, or the reference is of another protocol. All but undecodable images are
-            found before the model runs.
+        EvalError: a task does not fit the model, a weight is not finite, data is missing,
+            ``out_dir`` is a file or holds rows of an unfinished run of another configuration, the
+            reference is of another protocol, or no image decodes. All but the last are found before
+            the model runs. Single images that do not decode are counted, named and not scored.
     """
     built, protocols = _tasks_of(model, processor, tasks, data, split, limit, batch_size)
     references = None if reference is None else check_reference(reference, protocols)
@@ -136,14 +136,22 @@ def evaluate(
         parts[part] = out_dir / f"{name}.jsonl"
         _predict(task, model, processor, batch_size, stores[name], WHOLE, progress)
         found = stores[name].read()
-        rows = [found[row_id] for row_id in task.ids]
+        failed = {key: row["failed"] for key, row in found.items() if "failed" in row}
+        rows = [found[row_id] for row_id in task.ids if row_id not in failed]
+        if not rows:
+            raise EvalError(f"{name}: no image decodes: {next(iter(failed.values()), 'no items')}")
         _write_rows(part, task, rows)
         predicted = time.monotonic()
         entry: dict[str, Any] = {
             "rows": parts[part].name,
             "primary": task.primary,
             "shown": list(task.shown),
-            "counts": {"rows": len(rows), "clusters": len(set(clusters_of(rows).values()))},
+            "counts": {
+                "rows": len(rows),
+                "clusters": len(set(clusters_of(rows).values())),
+                "failed": len(failed),
+            },
+            "failed": {row_id: failed[row_id] for row_id in task.ids if row_id in failed},
             "scores": {key: asdict(value) for key, value in task.score(rows, seed=seed).items()},
             "breakdown": task.breakdown(rows),
             "baselines": task.baselines(),
@@ -268,6 +276,9 @@ def format_result(result: dict[str, Any]) -> str:
             f"({entry['protocol']['data']['name']}, {entry['protocol']['data']['split']}), "
             f"{entry['seconds']['predict']:.0f} s"
         )
+        if counts.get("failed"):
+            first = next(iter(entry["failed"].values()))
+            lines.append(f"  not scored: {counts['failed']} rows; the first: {first}")
         paired = entry.get("against_reference", {}).get("differences", {})
         for metric in entry["shown"]:
             score = entry["scores"][metric]

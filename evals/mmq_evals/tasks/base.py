@@ -67,8 +67,10 @@ class Task(Protocol):
         Batches whose rows are all ``done`` and those of other shards are left out; the others
         are computed whole, so that a row does not depend on what was done before.
 
+        A query whose image does not decode gives a `failed_row`, and the others go on.
+
         Raises:
-            EvalError: an image does not decode, or the processor does not fit the model.
+            EvalError: the processor does not fit the model.
         """
 
     def sample_scores(self, row: Row) -> dict[str, float]:
@@ -126,9 +128,21 @@ def batches(
             yield batch
 
 
-def read_images(items: Sequence[Item]) -> list[Image.Image]:
-    """The decoded images of a batch; raises EvalError naming the first item that fails."""
-    return [read_image(item.id, item.image) for item in items]
+def read_images(items: Sequence[Item]) -> tuple[list[Item], list[Image.Image], dict[str, str]]:
+    """The items of a batch whose images decode, these images, and why the others failed, by id."""
+    readable, images, failed = [], [], {}
+    for item in items:
+        try:
+            images.append(read_image(item.id, item.image))
+            readable.append(item)
+        except EvalError as error:
+            failed[item.id] = str(error)
+    return readable, images, failed
+
+
+def failed_row(row_id: str, why: str) -> Row:
+    """Stands for a query whose image does not decode: it is counted, not scored."""
+    return {"id": row_id, "failed": why}
 
 
 def to_model(model: Any, inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -31,6 +32,7 @@ from mmq_evals.tasks.base import (
     batches,
     by_metric,
     clusters_of,
+    failed_row,
     generate,
     mean_scores,
     read_images,
@@ -105,9 +107,12 @@ class Captioning:
     ) -> Iterator[Row]:
         prompt, generation = PROTOCOLS[self.decoding]
         for batch in batches(self.items, batch_size, done, shard):
-            images = read_images(batch)
-            texts = generate(model, processor, images, [prompt] * len(batch), generation)
-            for item, text in zip(batch, texts, strict=True):
+            readable, images, failed = read_images(batch)
+            yield from itertools.starmap(failed_row, failed.items())
+            if not readable:
+                continue
+            texts = generate(model, processor, images, [prompt] * len(images), generation)
+            for item, text in zip(readable, texts, strict=True):
                 yield {
                     "id": item.id,
                     "cluster": item.id,

@@ -30,6 +30,7 @@ from mmq_evals.tasks.base import (
     batches,
     by_metric,
     clusters_of,
+    failed_row,
     mean_scores,
     read_images,
     to_model,
@@ -118,10 +119,22 @@ class Retrieval:
         # Every score depends on all images and texts: the first process does the whole.
         if shard.rank > 0 or all(row_id in done for row_id in self.ids):
             return
+        vision, image_features, failed = encode_images(model, processor, self.items, batch_size)
+        owner_ids = [item.id for item in self.items]
+        owner_ids += [self.items[owner].id for owner in self.owners]
+        for row_id, owner_id in zip(self.ids, owner_ids, strict=True):
+            if owner_id in failed:
+                yield failed_row(row_id, failed[owner_id])
+        # The others, under the ids that they have among all.
+        kept = [item for item in self.items if item.id not in failed]
+        ids = [
+            row_id
+            for row_id, owner_id in zip(self.ids, owner_ids, strict=True)
+            if owner_id not in failed
+        ]
         texts = tokenize_texts(
-            processor, [prepare_text(text) for item in self.items for text in item.captions]
+            processor, [prepare_text(text) for item in kept for text in item.captions]
         )
-        vision, image_features = encode_images(model, processor, self.items, batch_size)
         text_features = encode_texts(model, texts, batch_size * PAIRS_PER_IMAGE)
         sim = similarity(image_features, text_features, batch_size)
         text_candidates = top_candidates(sim, self.k_test)
@@ -140,35 +153,7 @@ class Retrieval:
             image, text = pairs[start : start + step].T
             matching = match_pairs(model, vision, texts, image, text)
             final[image, text] = matching + sim[image, text]
-        yield from self._rows(final, text_candidates, image_candidates)
-
-    def _rows(
-        self,
-        final: FloatArray,
-        text_candidates: npt.NDArray[np.int64],
-        image_candidates: npt.NDArray[np.int64],
-    ) -> Iterator[Row]:
-        items, owners, ids = self.items, np.array(self.owners), self.ids
-        for index, item in enumerate(items):
-            yield _row(
-                ids[index],
-                item.id,
-                "txt",
-                len(ids) / (2 * len(items)),
-                np.flatnonzero(owners == index).tolist(),
-                text_candidates[index],
-                final[index],
-            )
-        for number, owner in enumerate(owners.tolist()):
-            yield _row(
-                ids[len(items) + number],
-                items[owner].id,
-                "img",
-                len(ids) / (2 * len(owners)),
-                [owner],
-                image_candidates[number],
-                final[:, number],
-            )
+        yield from _rows(kept, ids, final, text_candidates, image_candidates)
 
     def sample_scores(self, row: Row) -> dict[str, float]:
         scores = np.full(row["of"], -np.inf)
@@ -228,6 +213,37 @@ class Retrieval:
         return found
 
 
+def _rows(
+    items: Sequence[RetrievalItem],
+    ids: Sequence[str],
+    final: FloatArray,
+    text_candidates: npt.NDArray[np.int64],
+    image_candidates: npt.NDArray[np.int64],
+) -> Iterator[Row]:
+    """Rows of all images, then of all their captions, with ``ids`` in that order."""
+    owners = np.array([index for index, item in enumerate(items) for _ in item.captions])
+    for index, item in enumerate(items):
+        yield _row(
+            ids[index],
+            item.id,
+            "txt",
+            len(ids) / (2 * len(items)),
+            np.flatnonzero(owners == index).tolist(),
+            text_candidates[index],
+            final[index],
+        )
+    for number, owner in enumerate(owners.tolist()):
+        yield _row(
+            ids[len(items) + number],
+            items[owner].id,
+            "img",
+            len(ids) / (2 * len(owners)),
+            [owner],
+            image_candidates[number],
+            final[:, number],
+        )
+
+
 def _row(
     row_id: str,
     cluster: str,
@@ -282,24 +298,32 @@ def tokenize_texts(processor: Any, texts: Sequence[str]) -> dict[str, torch.Tens
 @torch.no_grad()
 def encode_images(
     model: Any, processor: Any, items: Sequence[RetrievalItem], batch_size: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Vision tower outputs (images, patches, width) and unit features (images, queries, dim).
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, str]]:
+    """Vision tower outputs (images, patches, width), unit features (images, queries, dim), and why
+    images failed to decode, by item; these have no row in the others.
 
-    Both stay on the model's device in its dtype.
+    Tensors stay on the model's device in its dtype. Raises EvalError if no image decodes.
     """
     outputs, features = [], []
+    failed: dict[str, str] = {}
     for batch in batches(items, batch_size):
-        pixels = processor.image_processor(images=read_images(batch), return_tensors="pt")
+        _, images, broken = read_images(batch)
+        failed |= broken
+        if not images:
+            continue
+        pixels = processor.image_processor(images=images, return_tensors="pt")
         embeds = model.vision_model(**to_model(model, pixels)).last_hidden_state
         hidden = model.qformer(
-            query_embeds=model.query_tokens.expand(len(batch), -1, -1),
+            query_embeds=model.query_tokens.expand(len(images), -1, -1),
             encoder_hidden_states=embeds,
             encoder_attention_mask=_ones(embeds),
         ).last_hidden_state
         hidden = hidden.to(model.vision_projection.weight.dtype)
         outputs.append(embeds)
         features.append(normalize(model.vision_projection(hidden), dim=-1))
-    return torch.cat(outputs), torch.cat(features)
+    if not outputs:
+        raise EvalError(f"retrieval: no image decodes: {next(iter(failed.values()))}")
+    return torch.cat(outputs), torch.cat(features), failed
 
 
 @torch.no_grad()

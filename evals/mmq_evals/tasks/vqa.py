@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +23,7 @@ from mmq_evals.tasks.base import (
     batches,
     by_metric,
     clusters_of,
+    failed_row,
     generate,
     mean_scores,
     read_images,
@@ -111,16 +113,20 @@ class VisualQuestions:
     ) -> Iterator[Row]:
         asking = PROTOCOLS[self.asking]
         for batch in batches(self.items, batch_size, done, shard):
+            readable, images, failed = read_images(batch)
+            yield from itertools.starmap(failed_row, failed.items())
+            if not readable:
+                continue
             texts = generate(
                 model,
                 processor,
-                read_images(batch),
+                images,
                 # Not str.format: a question may hold braces.
-                [asking.prompt.replace("{}", item.question) for item in batch],
+                [asking.prompt.replace("{}", item.question) for item in readable],
                 asking.generation,
                 max_prompt_tokens=asking.max_prompt_tokens,
             )
-            for item, text in zip(batch, texts, strict=True):
+            for item, text in zip(readable, texts, strict=True):
                 yield _row(item, text)
 
     def sample_scores(self, row: Row) -> dict[str, float]:
