@@ -13,6 +13,7 @@
 #include "cpu/layout.h"
 #include "cpu/packed_gemm_avx2.h"
 #include "cpu/parallel.h"
+#include "cpu/scratch.h"
 #include "cpu/target_avx2.h"
 
 namespace mmq::cpu::avx2 {
@@ -197,6 +198,39 @@ void quantize_rows(const PackedGemmArgs& a, const Activations& x) {
                    quantize_block<kBits>(a, x, block);
                });
 }
+
+// The quantized activations of one call, with their memory; kBits decides their type alone.
+template <int kBits>
+class QuantizedActivations {
+ public:
+  QuantizedActivations(const PackedGemmArgs& a, int64_t max_rows, const Segment* segments,
+                       int64_t segment_count)
+      : activations_{RowBlocks(a.m, max_rows),
+                     segments,
+                     segment_count,
+                     quads(segments, segment_count),
+                     nullptr,
+                     nullptr,
+                     nullptr},
+        memory_(Scratch::padded(code_floats(a)) + 2 * Scratch::padded(a.m * segment_count)) {
+    activations_.codes = reinterpret_cast<uint8_t*>(memory_.take(code_floats(a)));
+    activations_.scales = memory_.take(a.m * segment_count);
+    activations_.sums = memory_.take(a.m * segment_count);
+    quantize_rows<kBits>(a, activations_);
+  }
+  const Activations& get() const { return activations_; }
+
+ private:
+  static int64_t quads(const Segment* segments, int64_t count) {
+    return count > 0 ? segments[count - 1].x_quad + segments[count - 1].quads : 0;
+  }
+  int64_t code_floats(const PackedGemmArgs& a) const {
+    return ceil_div(a.m * activations_.quads * kXQuadBytes<kBits>, sizeof(float));
+  }
+
+  Activations activations_;
+  Scratch memory_;
+};
 
 }  // namespace
 }  // namespace mmq::cpu::avx2

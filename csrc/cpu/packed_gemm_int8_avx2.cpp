@@ -257,16 +257,9 @@ void multiply_panel(const PackedGemmArgs& a, const Activations& x, int64_t begin
 template <int kBits>
 void multiply(const PackedGemmArgs& a, const Segment* segments, int64_t segment_count) {
   const bool few = a.m <= kFewRows && whole_blocks(a);
-  Activations x{RowBlocks(a.m, few ? kFewRows : kManyRows), segments, segment_count, 0, {}, {}, {}};
-  if (segment_count > 0)
-    x.quads = segments[segment_count - 1].x_quad + segments[segment_count - 1].quads;
-  const int64_t code_floats = ceil_div(a.m * x.quads * kXQuadBytes<kBits>, sizeof(float));
-  const int64_t scale_floats = a.m * segment_count;
-  Scratch memory(Scratch::padded(code_floats) + 2 * Scratch::padded(scale_floats));
-  x.codes = reinterpret_cast<uint8_t*>(memory.take(code_floats));
-  x.scales = memory.take(scale_floats);
-  x.sums = memory.take(scale_floats);
-  quantize_rows<kBits>(a, x);
+  const QuantizedActivations<kBits> quantized(a, few ? kFewRows : kManyRows, segments,
+                                              segment_count);
+  const Activations& x = quantized.get();
 
   const int64_t tiles = tile_count(a.n);
   const int64_t min_tiles = ceil_div(kMinTaskMacs, larger(a.m * kTileRows * a.k, 1));
