@@ -277,19 +277,19 @@ def test_measured_divergence_is_that_of_the_logits() -> None:
 
 
 @pytest.mark.parametrize("name", ["blip2-opt", "blip2-t5", "blip2-retrieval", "llava"])
-def test_energies_are_squared_gradients_of_the_drawn_loss(name: str) -> None:
-    """Against gradients of a zero that is added to each linear's output, sample by sample."""
+def test_energies_are_the_fisher_information_of_the_outputs(name: str) -> None:
+    """Against sum_y p_y (d log p_y)^2 for every prediction and every class, by autograd."""
     model = tiny(name)
     architecture = architecture_of(model)
-    batches = calibration_batches(model, recipe_of(), samples_for(model, 4))
+    count = 4 if "retrieval" in name else 2  # Contrastive predictions need texts of equal lengths.
+    batches = calibration_batches(model, recipe_of(), samples_for(model, count))
     paths = [unit.path for unit in resolve(model) if unit.reaches_output][-9:-1:2]
     flags = [parameter.requires_grad for parameter in model.parameters()]
     with calibrating(model):
-        found = gradient_energies(model, architecture, batches, paths, seed=3)
+        found = gradient_energies(model, architecture, batches, paths, draws=150)
     assert [parameter.requires_grad for parameter in model.parameters()] == flags
     assert all(parameter.grad is None for parameter in model.parameters())
-    generator = torch.Generator().manual_seed(3)
-    sums = dict.fromkeys(paths, 0.0)
+    sums = {path: torch.zeros_like(found[path]) for path in paths}
     rows = 0
     for batch in batches:
         zeros: dict[str, list[torch.Tensor]] = {path: [] for path in paths}
@@ -302,24 +302,24 @@ def test_energies_are_squared_gradients_of_the_drawn_loss(name: str) -> None:
             return add
 
         handles = [model.get_submodule(p).register_forward_hook(hook(p)) for p in paths]
-        loss = torch.zeros(())
-        for prediction in predictions(model, architecture, batch):
-            chances = prediction.logits.detach().softmax(dim=-1)
-            targets = torch.multinomial(chances, 1, generator=generator)[:, 0]
-            loss = loss - prediction.logits.log_softmax(dim=-1)[range(len(targets)), targets].sum()
-            rows += len(targets)
-        flat = [zero for path in paths for zero in zeros[path]]
-        gradients = iter(torch.autograd.grad(loss, flat, allow_unused=True))
-        for path in paths:
-            for gradient in itertools.islice(gradients, len(zeros[path])):
-                if gradient is not None:
-                    sums[path] = sums[path] + gradient.double().square().flatten(0, -2).sum(dim=0)
+        logs = [p.logits.log_softmax(dim=-1) for p in predictions(model, architecture, batch)]
         for handle in handles:
             handle.remove()
+        rows += sum(map(len, logs))
+        flat = [(path, zero) for path in paths for zero in zeros[path]]
+        for value in (value for log in logs for value in log.flatten()):
+            gradients = torch.autograd.grad(
+                value, [zero for _, zero in flat], retain_graph=True, allow_unused=True
+            )
+            for (path, _), gradient in zip(flat, gradients, strict=True):
+                if gradient is not None:
+                    squares = gradient.double().square().flatten(0, -2).sum(dim=0)
+                    sums[path] += float(value.detach().exp()) * squares
     for path in paths:
-        expected = torch.as_tensor(sums[path]) / rows
-        assert torch.allclose(found[path], expected, rtol=1e-3, atol=1e-12), path
+        expected = sums[path] / rows
         assert float(expected.sum()) > 0
+        assert float(found[path].sum() / expected.sum()) == pytest.approx(1.0, abs=0.15), path
+        assert float((found[path] - expected).norm() / expected.norm()) < 0.25, path
 
 
 def test_labels_choose_the_predictions() -> None:

@@ -138,18 +138,21 @@ def gradient_energies(
     architecture: Architecture,
     batches: Sequence[Mapping[str, Tensor]],
     paths: Sequence[str],
+    *,
     seed: int = 0,
+    draws: int = 4,
 ) -> dict[str, Tensor]:
     """The diagonal of the Fisher information at each linear's outputs, float64 [n], by path.
 
-    That is the sum over tokens of g^2 per prediction, g being the gradient of the summed cross
-    entropy of a sample at one output of the linear. Targets are drawn from the model's own
-    predictions with ``seed``. Half of it times the mean square of an output's error is the
-    second-order estimate of the KL divergence per prediction that this error causes, errors of
-    different tokens and outputs taken as independent.
+    That is the sum over tokens of g^2 per prediction, g being the gradient at one output of the
+    linear of a loss whose target is drawn from the model's own prediction p. Half of it times the
+    mean square of an output's error is the second-order estimate of the KL divergence per
+    prediction that this error causes, errors of different tokens and outputs taken as independent.
 
-    One forward and one backward pass; memory: the activations of one batch through the whole model.
-    No gradient of a weight is computed.
+    Targets of small p are rare and weigh much, so they are not drawn: with e of random signs
+    v = sqrt(p) e - p (sqrt(p) . e) has the covariance diag(p) - p p^T of the gradient at the
+    logits, and v is sent backward ``draws`` times from one forward pass. Memory: the activations of
+    one batch through the whole model. No gradient of a weight is computed.
 
     Raises MmqError where no prediction depends on a linear.
     """
@@ -179,10 +182,12 @@ def gradient_energies(
         generator = torch.Generator().manual_seed(seed)
         for batch in batches:
             with torch.enable_grad():
-                drawn = [_drawn(p, generator) for p in predictions(model, architecture, batch)]
-                loss = torch.stack([prediction.loss() for prediction in drawn]).sum()
-            torch.autograd.backward(loss)
-            rows += sum(len(prediction.targets) for prediction in drawn)
+                found = predictions(model, architecture, batch)
+            logits = [prediction.logits for prediction in found]
+            for draw in range(draws):
+                vectors = [_fisher_vector(x.detach(), generator) for x in logits]
+                torch.autograd.backward(logits, vectors, retain_graph=draw + 1 < draws)
+            rows += draws * sum(map(len, logits))
     finally:
         for handle in handles:
             handle.remove()
@@ -194,7 +199,9 @@ def gradient_energies(
     return {path: energy / rows for path, energy in energies.items()}
 
 
-def _drawn(prediction: Prediction, generator: torch.Generator) -> Prediction:
-    chances = prediction.logits.detach().float().softmax(dim=-1).cpu()
-    targets = torch.multinomial(chances, 1, generator=generator)[:, 0]
-    return Prediction(prediction.logits, targets.to(prediction.logits.device))
+def _fisher_vector(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """v of :func:`gradient_energies` for logits [rows, classes], one draw per row."""
+    p = logits.double().softmax(dim=-1)
+    signs = 2.0 * torch.randint(0, 2, p.shape, generator=generator).to(p) - 1.0
+    v = p.sqrt() * signs
+    return (v - p * v.sum(dim=-1, keepdim=True)).to(logits.dtype)

@@ -173,7 +173,7 @@ def measure_errors(
             if fisher:
                 paths = [unit.path for unit, _ in work.members]
                 work.energies = gradient_energies(
-                    model, work.architecture, batches, paths, recipe.seed
+                    model, work.architecture, batches, paths, seed=recipe.seed
                 )
             if kl:
                 work.divergence = OutputDivergence(model, work.architecture, batches)
