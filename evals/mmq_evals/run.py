@@ -28,6 +28,7 @@ from mmq_evals.results import (
     FORMAT,
     FORMAT_VERSION,
     RESULT_FILE,
+    agreement_lines,
     check_reference,
     compare_rows,
     protocol_hash,
@@ -36,7 +37,8 @@ from mmq_evals.results import (
 )
 from mmq_evals.rows import WHOLE, Row, RowStore, Shard, model_fingerprint
 from mmq_evals.stats import detectable_line
-from mmq_evals.tasks.base import Task, clusters_of
+from mmq_evals.summary import clusters_of, score_rows
+from mmq_evals.tasks.base import Task, scored
 from mmq_evals.tasks.build import Data, build_tasks, model_class, tasks_for
 from mmq_evals.tasks.captioning import Captioning
 
@@ -137,10 +139,10 @@ def evaluate(
         _predict(task, model, processor, batch_size, stores[name], WHOLE, progress)
         found = stores[name].read()
         failed = {key: row["failed"] for key, row in found.items() if "failed" in row}
-        rows = [found[row_id] for row_id in task.ids if row_id not in failed]
+        rows = scored(task, [found[row_id] for row_id in task.ids if row_id not in failed])
         if not rows:
             raise EvalError(f"{name}: no image decodes: {next(iter(failed.values()), 'no items')}")
-        _write_rows(part, task, rows)
+        _write_rows(part, rows)
         predicted = time.monotonic()
         entry: dict[str, Any] = {
             "rows": parts[part].name,
@@ -152,7 +154,7 @@ def evaluate(
                 "failed": len(failed),
             },
             "failed": {row_id: failed[row_id] for row_id in task.ids if row_id in failed},
-            "scores": {key: asdict(value) for key, value in task.score(rows, seed=seed).items()},
+            "scores": {key: asdict(value) for key, value in score_rows(rows, seed=seed).items()},
             "breakdown": task.breakdown(rows),
             "baselines": task.baselines(),
             "detectable": detectable[name],
@@ -164,7 +166,13 @@ def evaluate(
             entry["document_frequency"] = f"{name}.df.json"
             task.df.save(out_dir / entry["document_frequency"])
         if references is not None:
-            entry["against_reference"] = compare_rows(task, rows, references[name], seed)
+            entry["against_reference"] = compare_rows(
+                rows,
+                references[name],
+                task.primary,
+                df=task.df if isinstance(task, Captioning) else None,
+                seed=seed,
+            )
         entry["seconds"] = {
             "predict": round(predicted - started, 3),
             "score": round(time.monotonic() - predicted, 3),
@@ -298,8 +306,8 @@ def format_result(result: dict[str, Any]) -> str:
                 f"{key} {100 * scores[key]:.2f}" for key in entry["shown"] if key in scores
             )
             lines.append(f"  {baseline}: {shown}")
-        for key, value in entry.get("against_reference", {}).get("agreement", {}).items():
-            lines.append(f"  {key}: {100 * value:.2f}")
+        agreement = entry.get("against_reference", {}).get("agreement", {})
+        lines += agreement_lines(agreement)
     return "\n".join(lines)
 
 
@@ -374,7 +382,7 @@ def _predict(
             progress(task.name, count, total)
 
 
-def _write_rows(path: Path, task: Task, rows: Sequence[Row]) -> None:
+def _write_rows(path: Path, rows: Sequence[Row]) -> None:
     with path.open("w", encoding="ascii") as file:
         for row in rows:
-            file.write(json.dumps({**row, "scores": task.sample_scores(row)}) + "\n")
+            file.write(json.dumps(row) + "\n")

@@ -230,21 +230,21 @@ def detectable_line(metric: str, samples: int) -> str:
     )
 
 
-def paired_statistic(
+def paired_statistics(
     a: Mapping[str, Sequence[float]],
     b: Mapping[str, Sequence[float]],
     function: Callable[[FloatArray], FloatArray],
     *,
     seed: int = 0,
     resamples: int = RESAMPLES,
-) -> PairedDifference:
+) -> list[PairedDifference]:
     """``function`` of the sums of ``a`` minus that of ``b``, such as corpus BLEU of two runs.
 
     Clusters are resampled jointly; under the null hypothesis a cluster's two runs may be swapped.
 
     Args:
         a, b: cluster id to K additive statistics.
-        function: maps summed statistics, shape (B, K), to values, shape (B,).
+        function: maps summed statistics, shape (B, K), to M values, shape (B, M).
 
     Raises:
         EvalError: the ids differ, or as `bootstrap_statistic`.
@@ -253,21 +253,30 @@ def paired_statistic(
     first, second = _cluster_sums(a, None), _cluster_sums(b, None)
     n = len(first)
     total, half = (first + second).sum(axis=0), (first - second) / 2.0
-    observed = float((function(first.sum(axis=0)[None]) - function(second.sum(axis=0)[None]))[0])
+    observed = (function(first.sum(axis=0)[None]) - function(second.sum(axis=0)[None]))[0]
     resampled = [
         function(block @ first) - function(block @ second)
         for block in bootstrap_weights(n, resamples, seed)
     ]
+<<<<<<< HEAD
     low, high = percentiles(np.concatenate(resampled))
+=======
+>>>>>>> main
     rng = np.random.default_rng(seed + 1)
-    extreme = 0
+    extreme = np.zeros(len(observed), dtype=np.int64)
     for size in _block_sizes(n, resamples):
         signs = rng.integers(0, 2, (size, n), dtype=np.int8) * 2.0 - 1.0
         shift = signs @ half
         swapped = function(total / 2.0 + shift) - function(total / 2.0 - shift)
         # Equal sums taken in another order may differ in the last bits; they count as ties.
-        extreme += int((np.abs(swapped) >= abs(observed) - 1e-12).sum())
-    return PairedDifference(observed, low, high, (1 + extreme) / (1 + resamples), n, n)
+        extreme += (np.abs(swapped) >= np.abs(observed) - 1e-12).sum(axis=0)
+    p_values = (1 + extreme) / (1 + resamples)
+    return [
+        PairedDifference(float(value), *_percentiles(column), float(p_value), n, n)
+        for value, column, p_value in zip(
+            observed, np.concatenate(resampled).T, p_values, strict=True
+        )
+    ]
 
 
 def _check_ids(a: Mapping[str, object], b: Mapping[str, object]) -> None:

@@ -22,21 +22,17 @@ from torch.nn.functional import normalize
 from mmq_evals.data.items import RetrievalItem
 from mmq_evals.data.layouts import Dataset
 from mmq_evals.errors import EvalError
-from mmq_evals.metrics.agreement import rank_correlation
-from mmq_evals.metrics.retrieval import best_rank, chance_recall
+from mmq_evals.metrics.retrieval import chance_recall
 from mmq_evals.rows import WHOLE, Row, Shard
-from mmq_evals.stats import FloatArray, Interval, bootstrap_statistic
+from mmq_evals.stats import FloatArray
+from mmq_evals.summary import KS, retrieval_scores
 from mmq_evals.tasks.base import (
     batches,
-    by_metric,
-    clusters_of,
     failed_row,
-    mean_scores,
     read_images,
     to_model,
 )
 
-KS = (1, 5, 10)
 MAX_WORDS = 50
 MAX_TEXT_TOKENS = 35
 # Pairs in a batch of the Q-Former for each image in a batch of the vision tower.
@@ -58,9 +54,8 @@ class Retrieval:
     the candidates by their index in the captions or in the images, with final scores; a score that
     is NaN is stored as null and counts as minus infinity, as do pairs outside the candidates.
 
-    ``r_mean`` weighs both directions equally, though there are more captions than images. A row's
-    ``r_mean`` is its mean hit times its ``weight``, half of all queries over those of its
-    direction, so that the mean over all rows is that of the corpus; it may exceed 1.
+    A row's ``r_mean`` is its mean hit. That of the corpus is no mean of the rows', since it weighs
+    both directions equally, though there are more captions than images.
     """
 
     dataset: Dataset[RetrievalItem]
@@ -156,31 +151,7 @@ class Retrieval:
         yield from _rows(kept, ids, final, text_candidates, image_candidates)
 
     def sample_scores(self, row: Row) -> dict[str, float]:
-        scores = np.full(row["of"], -np.inf)
-        scores[row["candidates"]] = [
-            -np.inf if score is None else score for score in row["prediction"]
-        ]
-        rank = best_rank(scores, row["positives"])
-        direction = row["direction"]
-        hits = {f"{direction}_r{k}": float(rank < k) for k in KS}
-        mean = sum(hits.values()) / len(KS)
-        return {**hits, f"{direction}_r_mean": mean, "r_mean": row["weight"] * mean}
-
-    def score(self, rows: Sequence[Row], *, seed: int = 0) -> dict[str, Interval]:
-        by_row = {row["id"]: self.sample_scores(row) for row in rows}
-        result = mean_scores(by_metric(rows, by_row), clusters_of(rows), seed)
-        # The means of both directions are ratios of sums of their own, where images differ in their
-        # number of captions. By image: text retrieval, its queries, image retrieval, its queries.
-        sums: dict[str, list[float]] = {}
-        for row in rows:
-            columns = sums.setdefault(row["cluster"], [0.0] * 4)
-            first = 0 if row["direction"] == "txt" else 2
-            columns[first] += by_row[row["id"]][f"{row['direction']}_r_mean"]
-            columns[first + 1] += 1.0
-        result["r_mean"] = bootstrap_statistic(
-            sums, lambda s: (s[:, 0] / s[:, 1] + s[:, 2] / s[:, 3]) / 2, seed=seed
-        )
-        return result
+        return retrieval_scores(row)
 
     def breakdown(self, rows: Sequence[Row]) -> dict[str, dict[str, float]]:
         unscored = sum(score is None for row in rows for score in row["prediction"])
@@ -195,22 +166,6 @@ class Retrieval:
         chance |= {f"img_r{k}": chance_recall(len(sizes), 1, k) for k in KS}
         chance["r_mean"] = float(np.mean(list(chance.values())))
         return {"chance": chance}
-
-    def agreement(self, rows: Sequence[Row], reference: Sequence[Row]) -> dict[str, float]:
-        before = {row["id"]: _best_candidate(row) for row in reference}
-        equal = [before[row["id"]] == _best_candidate(row) for row in rows]
-        scored = {row["id"]: row for row in rows}
-        correlations = [
-            rank_correlation(_scores_of(row, row["candidates"]), after)
-            for row in reference
-            if len(row["candidates"]) > 1
-            for after in [_scores_of(scored[row["id"]], row["candidates"])]
-        ]
-        found = {"same first candidate": float(np.mean(equal))}
-        if correlations:
-            # On the reference's candidates; one that is no candidate any more comes last.
-            found["rank correlation"] = float(np.mean(correlations))
-        return found
 
 
 def _rows(
@@ -227,7 +182,6 @@ def _rows(
             ids[index],
             item.id,
             "txt",
-            len(ids) / (2 * len(items)),
             np.flatnonzero(owners == index).tolist(),
             text_candidates[index],
             final[index],
@@ -237,7 +191,6 @@ def _rows(
             ids[len(items) + number],
             items[owner].id,
             "img",
-            len(ids) / (2 * len(owners)),
             [owner],
             image_candidates[number],
             final[:, number],
@@ -248,7 +201,6 @@ def _row(
     row_id: str,
     cluster: str,
     direction: str,
-    weight: float,
     positives: list[int],
     candidates: npt.NDArray[np.int64],
     scores: FloatArray,
@@ -258,25 +210,11 @@ def _row(
         "id": row_id,
         "cluster": cluster,
         "direction": direction,
-        "weight": weight,
         "positives": positives,
         "of": len(scores),
         "candidates": candidates.tolist(),
         "prediction": [None if math.isnan(score) else score for score in given],
     }
-
-
-def _scores_of(row: Row, candidates: Sequence[int]) -> list[float]:
-    """Final scores of some candidates, minus infinity where there is none."""
-    known = dict(zip(row["candidates"], row["prediction"], strict=True))
-    found = (known.get(candidate) for candidate in candidates)
-    return [-math.inf if score is None else score for score in found]
-
-
-def _best_candidate(row: Row) -> int:
-    """Candidate with the best final score; of equal ones the one ranked first in stage 1."""
-    scores = [-math.inf if score is None else score for score in row["prediction"]]
-    return int(row["candidates"][int(np.argmax(scores))])
 
 
 # ---- the model -----------------------------------------------------------------------------------
