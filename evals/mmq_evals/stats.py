@@ -258,10 +258,6 @@ def paired_statistics(
         function(block @ first) - function(block @ second)
         for block in bootstrap_weights(n, resamples, seed)
     ]
-<<<<<<< HEAD
-    low, high = percentiles(np.concatenate(resampled))
-=======
->>>>>>> main
     rng = np.random.default_rng(seed + 1)
     extreme = np.zeros(len(observed), dtype=np.int64)
     for size in _block_sizes(n, resamples):
@@ -272,7 +268,7 @@ def paired_statistics(
         extreme += (np.abs(swapped) >= np.abs(observed) - 1e-12).sum(axis=0)
     p_values = (1 + extreme) / (1 + resamples)
     return [
-        PairedDifference(float(value), *_percentiles(column), float(p_value), n, n)
+        PairedDifference(float(value), *percentiles(column), float(p_value), n, n)
         for value, column, p_value in zip(
             observed, np.concatenate(resampled).T, p_values, strict=True
         )
