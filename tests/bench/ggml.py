@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """ggml's packed products as benchmark cases, through the libraries that llama-cpp-python builds.
 
-`pip install llama-cpp-python` compiles ggml for this machine (some minutes); without it
-these peers are named as missing and left out. Its products quantize activations to 8 bits. Rows of
-weights are interleaved at load where ggml has kernels for that. Its K formats need a K that is a
-multiple of 256, the others one of 32.
+`pip install llama-cpp-python` compiles ggml for this machine (some minutes); without it these peers
+are named as missing and left out. MMQ_BENCH_GGML names the folder of another build's
+libggml-base.so and libggml-cpu.so, such as one without AVX-512. Its products quantize activations
+to 8 bits. Rows of weights are interleaved at load where ggml has kernels for that. Its K formats
+need a K that is a multiple of 256, the others one of 32.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import ctypes
 import functools
 import importlib.util
 import itertools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,7 +73,7 @@ class _InitParams(ctypes.Structure):
 
 
 def installed() -> bool:
-    return importlib.util.find_spec("llama_cpp") is not None
+    return "MMQ_BENCH_GGML" in os.environ or importlib.util.find_spec("llama_cpp") is not None
 
 
 def formats(bits: int, k: int) -> list[str]:
@@ -82,9 +84,11 @@ def formats(bits: int, k: int) -> list[str]:
 @functools.cache
 def _library() -> Callable[..., Any]:
     """`call(name, restype, *args)` on ggml's shared libraries; llama_cpp is not imported."""
-    spec = importlib.util.find_spec("llama_cpp")
-    assert spec is not None
-    folder = Path(spec.origin or "").parent / "lib"
+    folder = Path(os.environ.get("MMQ_BENCH_GGML", ""))
+    if not folder.name:
+        spec = importlib.util.find_spec("llama_cpp")
+        assert spec is not None
+        folder = Path(spec.origin or "").parent / "lib"
     base = ctypes.CDLL(str(folder / "libggml-base.so"), mode=ctypes.RTLD_GLOBAL)
     cpu = ctypes.CDLL(str(folder / "libggml-cpu.so"))
 
