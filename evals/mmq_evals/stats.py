@@ -71,9 +71,9 @@ def bootstrap_mean(
         EvalError: no values, a value that is not finite, or a sample without a cluster.
     """
     sums = _cluster_sums({key: (value, 1.0) for key, value in values.items()}, clusters)
-    low, high = _percentiles(
+    low, high = percentiles(
         np.concatenate(
-            [_ratio(block @ sums) for block in _bootstrap_weights(len(sums), resamples, seed)]
+            [_ratio(block @ sums) for block in bootstrap_weights(len(sums), resamples, seed)]
         )
     )
     value = float(_ratio(sums.sum(axis=0)))
@@ -111,11 +111,11 @@ def bootstrap_statistics(
     """As `bootstrap_statistic` for M values of the same sums: ``function`` gives shape (B, M)."""
     sums = _cluster_sums(statistics, None)
     resampled = np.concatenate(
-        [function(block @ sums) for block in _bootstrap_weights(len(sums), resamples, seed)]
+        [function(block @ sums) for block in bootstrap_weights(len(sums), resamples, seed)]
     )
     values = function(sums.sum(axis=0, keepdims=True))[0]
     return [
-        Interval(float(value), *_percentiles(column), len(sums), len(sums))
+        Interval(float(value), *percentiles(column), len(sums), len(sums))
         for value, column in zip(values, resampled.T, strict=True)
     ]
 
@@ -135,9 +135,9 @@ def paired_difference(
     """
     _check_ids(a, b)
     sums = _cluster_sums({key: (a[key] - b[key], 1.0) for key in a}, clusters)
-    low, high = _percentiles(
+    low, high = percentiles(
         np.concatenate(
-            [_ratio(block @ sums) for block in _bootstrap_weights(len(sums), resamples, seed)]
+            [_ratio(block @ sums) for block in bootstrap_weights(len(sums), resamples, seed)]
         )
     )
     total = sums[:, 0]
@@ -256,7 +256,7 @@ def paired_statistics(
     observed = (function(first.sum(axis=0)[None]) - function(second.sum(axis=0)[None]))[0]
     resampled = [
         function(block @ first) - function(block @ second)
-        for block in _bootstrap_weights(n, resamples, seed)
+        for block in bootstrap_weights(n, resamples, seed)
     ]
     rng = np.random.default_rng(seed + 1)
     extreme = np.zeros(len(observed), dtype=np.int64)
@@ -268,7 +268,7 @@ def paired_statistics(
         extreme += (np.abs(swapped) >= np.abs(observed) - 1e-12).sum(axis=0)
     p_values = (1 + extreme) / (1 + resamples)
     return [
-        PairedDifference(float(value), *_percentiles(column), float(p_value), n, n)
+        PairedDifference(float(value), *percentiles(column), float(p_value), n, n)
         for value, column, p_value in zip(
             observed, np.concatenate(resampled).T, p_values, strict=True
         )
@@ -316,7 +316,7 @@ def _block_sizes(n: int, resamples: int) -> Iterator[int]:
         yield min(size, resamples - start)
 
 
-def _bootstrap_weights(n: int, resamples: int, seed: int) -> Iterator[FloatArray]:
+def bootstrap_weights(n: int, resamples: int, seed: int) -> Iterator[FloatArray]:
     """Blocks of shape (b, n): how often each of n clusters was drawn in each of b resamples."""
     rng = np.random.default_rng(seed)
     for size in _block_sizes(n, resamples):
@@ -329,6 +329,7 @@ def _ratio(sums: FloatArray) -> FloatArray:
     return np.asarray(sums[..., 0] / sums[..., 1], dtype=np.float64)
 
 
-def _percentiles(values: FloatArray) -> tuple[float, float]:
+def percentiles(values: FloatArray) -> tuple[float, float]:
+    """The ends of the percentile interval of resampled values."""
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)

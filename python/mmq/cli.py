@@ -196,6 +196,12 @@ def _score(args: argparse.Namespace) -> None:
     print(run_score(args))
 
 
+def _analyze(args: argparse.Namespace) -> None:
+    from mmq_evals.study.commands import run_analyze
+
+    print(run_analyze(args))
+
+
 def _data_folder(args: argparse.Namespace) -> None:
     from mmq_evals.commands import run_data
 
@@ -285,6 +291,11 @@ def _parser() -> argparse.ArgumentParser:
     add_score_arguments(command("score", _score, text))
     text = "Count, hash and check local datasets in their published layouts."
     add_data_arguments(command("data", _data_folder, text))
+
+    from mmq_evals.study.commands import add_analyze_arguments
+
+    text = "Say what a table of results shows: effects, importance, interactions, sizes."
+    add_analyze_arguments(command("analyze", _analyze, text))
 
     doctor = command("doctor", _doctor, "Say which kernels, instruction sets and extras are here.")
     doctor.add_argument("--json", action="store_true", help="print JSON")
