@@ -111,6 +111,23 @@ def test_ranges_weights_and_incomplete_grids(tmp_path: Path) -> None:
         target_of(file, incomplete="guess")
 
 
+def test_the_complete_part_of_a_grid_is_used(tmp_path: Path) -> None:
+    """Two factors vary together, the third on its own: its row is no factorial with the others."""
+    names = ("vision", "connector", "language")
+    score = additive({"vision": 0.2, "connector": 0.1, "language": 0.4})
+    rows = [
+        row
+        for row in factorial(score, names=names, levels=(2, 3, 4, 16))
+        if row["bits.connector"] == 16 or row["bits.vision"] == row["bits.language"] == 16
+    ]
+    (grid,) = target_of(write_jsonl(tmp_path / "t.jsonl", rows))["grids"]
+    part = grid["importance"][0]
+    assert (part["kind"], part["cells"], part["fixed"]) == ("exact", 16, ["connector"])
+    assert shares(part)["language"] == pytest.approx(0.8)
+    assert sorted({row["factor"] for row in grid["dose_response"]}) == sorted(names)
+    assert {row["spared"] for row in grid["leave_one_full"]} == {"vision", "language"}
+
+
 def test_tables_of_effects_are_the_cells(tmp_path: Path) -> None:
     rows = factorial(additive({"vision": 0.2, "language": 0.4}))
     found = target_of(write_jsonl(tmp_path / "t.jsonl", rows))

@@ -47,7 +47,7 @@ def test_parquet_and_json_lines_hold_the_same(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.Table.from_pylist(rows()), tmp_path / "t.parquet")
     one, two = read_table(tmp_path), read_table(tmp_path / "t.parquet")
     assert one.factors == two.factors == ("bits.vision", "bits.language")
-    assert [(run.id, run.bits) for run in one.runs] == [(run.id, run.bits) for run in two.runs]
+    assert [(run.id, run.places) for run in one.runs] == [(run.id, run.places) for run in two.runs]
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(EvalError, match="is not Parquet"):
         read_table(tmp_path / "broken.parquet")
@@ -68,7 +68,7 @@ def test_grids_share_full_precision_and_part_by_method_model_and_factors(tmp_pat
     other = [row for row in other if row["run_id"] in ("o0", "o7", "o48")]
     table = read_table(study_tables.write_jsonl(tmp_path / "t.jsonl", [*gptq, *awq, *other]))
     found = grids(table)
-    assert [grid.label for grid in found] == ["tiny, gptq", "tiny, awq", "other, gptq"]
+    assert [grid.label for grid in found] == ["gptq", "awq", "gptq"]
     assert [len(grid.cells) for grid in found] == [49, 49, 3]
     assert found[0].full is found[1].full
     assert found[2].names == ("vision",)
@@ -76,11 +76,11 @@ def test_grids_share_full_precision_and_part_by_method_model_and_factors(tmp_pat
 
 
 def test_equal_widths_need_a_column_that_tells_them_apart(tmp_path: Path) -> None:
-    twice = [*rows(), {**rows()[0], "run_id": "again", "seed": 1}]
+    twice = [*rows(), {**rows()[0], "run_id": "again", "draw": 1}]
     file = study_tables.write_jsonl(tmp_path / "t.jsonl", twice)
     with pytest.raises(EvalError, match=r"gptq-2-2 and again are both .*gptq with widths 2/2"):
         grids(read_table(file))
-    assert len(grids(read_table(file), by=("model", "method", "seed"))) == 2
+    assert len(grids(read_table(file), by=("model", "method", "draw"))) == 2
 
 
 def test_what_a_killed_or_failing_run_leaves_is_told(tmp_path: Path) -> None:
@@ -179,3 +179,70 @@ def test_nominal_sizes_are_the_published_ones(tmp_path: Path) -> None:
     file.write_text("head_bits,cider\n4,0.5\n")
     with pytest.raises(EvalError, match=r"expected factors named vision, .*got 'head_bits'"):
         with_nominal_size(read_table(file), "llava-1.5-7b")
+
+
+def sweep_row(run: str, levels: dict[str, Any], **columns: Any) -> dict[str, Any]:
+    widths = {"bits.vision": 16, "bits.language": 16, **columns}
+    return {
+        "run_id": run,
+        "model": "tiny",
+        "method": "rtn" if levels else "none",
+        "levels": levels,
+        "score.vqa.accuracy": 0.5,
+        **widths,
+    }
+
+
+def test_runs_on_parts_of_components_have_grids_of_their_own(tmp_path: Path) -> None:
+    parts = {"vision.front": True, "vision.end": False, "bits": 4}
+    rows = [
+        sweep_row("full", {}),
+        sweep_row(
+            "a",
+            {"method": "rtn", "vision": 4, "language": 3},
+            **{
+                "bits.vision": 4,
+                "bits.language": 3,
+            },
+        ),
+        # Half of vision: its own width is a mean, and 10 bits are no level of the first grid.
+        sweep_row(
+            "b",
+            parts,
+            **{
+                "bits.vision": 10,
+                "bits.vision.front": 4,
+                "bits.vision.end": 16,
+            },
+        ),
+        # All of vision in parts belongs to both grids.
+        sweep_row(
+            "c",
+            parts | {"vision.end": True},
+            **{
+                "bits.vision": 4,
+                "bits.vision.front": 4,
+                "bits.vision.end": 4,
+            },
+        ),
+        # One type of layer, all of vision: 4 bits of the matrices that it has, 11 on the whole.
+        sweep_row("d", {"vision": True, "layer_type": "mlp", "bits": 4}, **{"bits.vision": 11}),
+        sweep_row("e", {"vision": 4, "gptq.order": "act"}, **{"bits.vision": 4}),
+    ]
+    table = read_table(study_tables.write_jsonl(tmp_path / "t.jsonl", rows))
+    found = {(grid.label, grid.names): grid for grid in grids(table)}
+    coarse = found["rtn", ("vision", "language")]
+    assert {bits: run.id for bits, run in coarse.cells.items()} == {
+        (4.0, 3.0): "a",
+        (4.0, 16.0): "c",
+        (16.0, 16.0): "full",
+    }
+    halves = found["rtn", ("vision.front", "vision.end")]
+    assert {bits: run.id for bits, run in halves.cells.items()} == {
+        (4.0, 16.0): "b",
+        (4.0, 4.0): "c",
+        (16.0, 16.0): "full",
+    }
+    assert found["rtn", ("vision.mlp",)].cells[4.0,].id == "d"
+    assert found["rtn, gptq.order act", ("vision", "language")].cells[4.0, 16.0].id == "e"
+    assert len(found) == 4

@@ -197,7 +197,7 @@ def _score(args: argparse.Namespace) -> None:
 
 
 def _analyze(args: argparse.Namespace) -> None:
-    from mmq_evals.study.commands import run_analyze
+    from mmq_evals.study.analysis_commands import run_analyze
 
     print(run_analyze(args))
 
@@ -292,7 +292,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "Count, hash and check local datasets in their published layouts."
     add_data_arguments(command("data", _data_folder, text))
 
-    from mmq_evals.study.commands import add_analyze_arguments
+    from mmq_evals.study.analysis_commands import add_analyze_arguments
 
     text = "Say what a table of results shows: effects, importance, interactions, sizes."
     add_analyze_arguments(command("analyze", _analyze, text))

@@ -17,6 +17,7 @@ from mmq_evals.study.importance import (
     Range,
     common_levels,
     importance,
+    joint_grid,
     missing_levels,
 )
 from mmq_evals.study.samples import RESAMPLES
@@ -147,7 +148,7 @@ def _grid(
         "levels": dict(zip(grid.names, levels, strict=True)),
         "warnings": missing_levels(grid.names, levels),
         "dose_response": effects.dose_response(grid, evidence),
-        "leave_one_full": effects.leave_one_full(grid, evidence),
+        "leave_one_full": effects.leave_one_full(joint_grid(grid, target), evidence),
         "importance": importance(
             grid,
             evidence,

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from mmq_evals.errors import EvalError
 from mmq_evals.stats import FloatArray, percentiles
 from mmq_evals.study.anova import Decomposition, complete_grid, decompose, regress
 from mmq_evals.study.evidence import Evidence
-from mmq_evals.study.table import Grid
+from mmq_evals.study.table import FULL_BITS, Grid, has
 
 Data = dict[str, Any]
 Levels = list[list[float]]
@@ -98,8 +100,9 @@ def importance(
 
     Args:
         common: if not empty, one more range of these widths in every factor.
-        incomplete: "refuse" gives a reason instead of shares where cells are missing; "regress"
-            fits main effects and pairs by least squares.
+        incomplete: where cells are missing, the largest complete factorial of some factors is
+            taken with the others untouched (``fixed``). Where there is none, "refuse" gives a
+            reason instead of shares, and "regress" fits main effects and pairs by least squares.
         weights: of widths, the same for every factor; default: equal.
         seed: of the resampling of levels, where there are no scores per sample.
 
@@ -122,7 +125,8 @@ def importance(
         if chosen in seen:
             continue  # the range leaves nothing out that an earlier one has
         seen.append(chosen)
-        head = {"range": name, "levels": dict(zip(grid.names, chosen, strict=True))}
+        head: Data = {"range": name, "levels": dict(zip(grid.names, chosen, strict=True))}
+        head["fixed"] = []
         found.append(head | _one_range(grid, evidence, chosen, incomplete, weights, seed))
     return found
 
@@ -135,22 +139,20 @@ def _one_range(
     weights: Mapping[float, float] | None,
     seed: int,
 ) -> Data:
-    # A factor that never varies has no share, but its one level stays in every cell.
-    empty = [name for name, axis in zip(grid.names, levels, strict=True) if not axis]
-    if empty:
-        return _refused(f"no level of {', '.join(empty)} in this range")
-    whole = grid.levels(evidence.target)
-    single = [
-        name
-        for name, axis, known in zip(grid.names, levels, whole, strict=True)
-        if len(axis) == 1 and (len(known) > 1 or max(map(len, levels)) == 1)
-    ]
-    if single:
-        return _refused(f"{', '.join(single)}: one level in this range")
+    reason = _unusable(grid, evidence.target, levels)
+    if reason:
+        return _refused(reason)
     scores = grid.scored(evidence.target)
     try:
         values = complete_grid(scores, levels)
     except EvalError as error:
+        part = _largest_slice(grid, evidence.target, levels)
+        if part is not None:
+            found = _one_range(
+                part, evidence, part.levels(evidence.target), "refuse", weights, seed
+            )
+            fixed = [name for name in grid.names if name not in part.names]
+            return found | {"fixed": fixed, "levels": levels_by_name(part, evidence.target)}
         if incomplete == "refuse":
             return _refused(str(error))
         inside = {
@@ -160,6 +162,59 @@ def _one_range(
         }
         return _regression(grid.names, inside, str(error))
     return _exact(grid, evidence, levels, values, weights, seed)
+
+
+def _unusable(grid: Grid, target: str, levels: Levels) -> str:
+    """Why a range says nothing: a factor has no level in it, or one of several."""
+    empty = [name for name, axis in zip(grid.names, levels, strict=True) if not axis]
+    if empty:
+        return f"no level of {', '.join(empty)} in this range"
+    # A factor that never varies has no share, but its one level stays in every cell.
+    single = [
+        name
+        for name, axis, known in zip(grid.names, levels, grid.levels(target), strict=True)
+        if len(axis) == 1 and (len(known) > 1 or max(map(len, levels)) == 1)
+    ]
+    return f"{', '.join(single)}: one level in this range" if single else ""
+
+
+def joint_grid(grid: Grid, target: str) -> Grid:
+    """The factors that vary together: the grid itself, or its largest complete part."""
+    levels = grid.levels(target)
+    if prod(map(len, levels)) == len(grid.scored(target)):
+        return grid
+    return _largest_slice(grid, target, levels) or grid
+
+
+def _largest_slice(grid: Grid, target: str, levels: Levels) -> Grid | None:
+    """The largest complete factorial of two or more factors with the others untouched."""
+    for size in range(len(levels) - 1, 1, -1):
+        slices = []
+        for axes in combinations(range(len(levels)), size):
+            cells = {
+                tuple(bits[axis] for axis in axes): run
+                for bits, run in grid.cells.items()
+                if has(run, target)
+                and all(bits[axis] in levels[axis] for axis in axes)
+                and all(w == FULL_BITS for axis, w in enumerate(bits) if axis not in axes)
+            }
+            part = replace(
+                grid,
+                factors=tuple(grid.factors[axis] for axis in axes),
+                names=tuple(grid.names[axis] for axis in axes),
+                cells=cells,
+            )
+            lengths = [len(axis) for axis in part.levels(target)]
+            if cells and min(lengths) > 1 and prod(lengths) == len(cells):
+                slices.append(part)
+        if slices:
+            return max(slices, key=lambda part: len(part.cells))
+    return None
+
+
+def levels_by_name(grid: Grid, target: str) -> dict[str, list[float]]:
+    """The widths of every factor by name."""
+    return dict(zip(grid.names, grid.levels(target), strict=True))
 
 
 def _refused(reason: str) -> Data:

@@ -55,7 +55,7 @@ def with_nominal_size(table: Table, preset: str) -> Table:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     runs = []
     for run in table.runs:
-        bits = {components[f]: int(w) for f, w in run.bits.items() if w is not None}
+        bits = {components[f]: int(w) for f, w in run.places[-1].items() if f in components}
         bpw = nominal_bpw(units, parameters, bits)
         runs.append(replace(run, values={**run.values, COLUMN: bpw}))
     return replace(table, runs=tuple(runs))

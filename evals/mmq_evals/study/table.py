@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from mmq_evals.errors import EvalError
+from mmq_evals.study.places import levels_of, options_of, places_of
 from mmq_evals.study.readers import READERS, find_file
 
 FULL_BITS = 16.0
 # What tells two runs of equal widths apart; columns that a table lacks do not count.
-GROUPING = ("model", "method", "group_size", "zero", "upstream", "mode")
+GROUPING = ("model", "method", "group_size", "zero", "clip", "upstream", "mode", "seed")
 FULL_METHODS = ("none", "full", "full precision", "fp16", "fp32")
 # Columns of a number per run that are no scores, whatever their names hold.
 _OTHER = re.compile(r"^(low|high|diff|diff_low|diff_high|p|seconds|layer_errors)\.|size|bytes|bpw")
@@ -38,11 +39,17 @@ Record = Mapping[str, Value]
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run: ``bits`` by factor (None: the model has no such part), all ``values``."""
+    """One finished run: all its ``values``, and its ``places`` in grids.
+
+    A place gives widths by factor. A run of a sweep over parts of components has one among those
+    parts, and another among whole components if each of them has one width throughout.
+    ``options`` are settings beyond the table's columns.
+    """
 
     id: str
-    bits: Mapping[str, float | None]
+    places: tuple[Mapping[str, float], ...]
     values: Record
+    options: tuple[str, ...] = ()
 
     def number(self, column: str) -> float | None:
         """The value of a column, None where it is empty or not there."""
@@ -141,7 +148,10 @@ def read_table(
         # A column counts as numeric, or the table is refused: nothing is dropped in silence.
         widths = {column: _width(file, key, column, record.get(column)) for column in factors}
         numbers = {column: _number(file, key, column, record.get(column)) for column in targets}
-        runs.append(Run(key, widths, {**record, **numbers}))
+        present = {column: width for column, width in widths.items() if width is not None}
+        levels = {} if bits else levels_of(record)
+        places = places_of(present, levels) if levels else (present,)
+        runs.append(Run(key, places, {**record, **numbers}, options_of(levels)))
     for column in targets:
         if all(run.values[column] is None for run in runs):
             raise EvalError(f"results: {file}: column {column!r} has no value in any finished run")
@@ -154,52 +164,76 @@ def grids(table: Table, by: Sequence[str] = GROUPING) -> list[Grid]:
     The untouched model of a model name belongs to every grid of it.
 
     Raises:
-        EvalError: two runs of one grid have the same widths.
+        EvalError: two runs of one grid have the same widths, or a model is untouched twice.
     """
-    groups: dict[tuple[Any, ...], list[Run]] = {}
-    full: dict[str, Run] = {}
+    groups: dict[tuple[Any, ...], list[tuple[Mapping[str, float], Run]]] = {}
+    full: dict[str, list[Run]] = {}
     for run in table.runs:
-        model = str(run.values.get("model", ""))
-        present = tuple(factor for factor in table.factors if run.bits[factor] is not None)
         if str(run.values.get("method", "")).lower() in FULL_METHODS:
-            if model in full:
-                raise EvalError(
-                    f"results: {table.path}: full precision of {model!r} stands there twice: "
-                    f"{full[model].id} and {run.id}"
-                )
-            full[model] = run
+            full.setdefault(str(run.values.get("model", "")), []).append(run)
             continue
-        options = tuple(_hashable(run.values.get(column)) for column in by)
-        groups.setdefault((options, present), []).append(run)
-    varying = [
-        column
-        for index, column in enumerate(by)
-        if len({options[index] for options, _ in groups}) > 1 or column == "method"
-    ]
-    found = []
-    for (options, present), runs in groups.items():
-        key = {
-            column: value for column, value in zip(by, options, strict=True) if value is not None
-        }
-        label = ", ".join(_option(c, key[c]) for c in varying if c in key) or table.path.stem
-        untouched = full.get(str(key.get("model", "")))
-        found.append(_grid(table, label, key, present, runs, untouched))
-    if not found:
+        options = (*(_hashable(run.values.get(column)) for column in by), *run.options)
+        for place in run.places:
+            groups.setdefault((options, tuple(place)), []).append((place, run))
+    for model, runs in full.items():
+        _check_full(table, model, runs)
+    if not groups:
         raise EvalError(f"results: {table.path}: expected quantized runs, got full precision alone")
+    keys = [dict(zip(by, options, strict=False)) for options, _ in groups]
+    found = []
+    for key, ((options, factors), members) in zip(keys, groups.items(), strict=True):
+        # Options stand in a label where they tell apart what model and method do not.
+        rivals = [
+            other
+            for other in keys
+            if all(other.get(column) == key.get(column) for column in ("model", "method"))
+        ]
+        parts = [str(key["method"])] if key.get("method") is not None else []
+        parts += [
+            f"{column.replace('_', ' ')} {value}"
+            for column, value in key.items()
+            if column not in ("model", "method")
+            and len({json.dumps(other.get(column)) for other in rivals}) > 1
+        ]
+        parts += options[len(by) :]
+        untouched = _fitting(full.get(str(key.get("model", "")), []), members, table.targets)
+        label = ", ".join(parts) or table.path.stem
+        key = {column: value for column, value in key.items() if value is not None}
+        found.append(_grid(table, label, key, factors, members, untouched))
     return found
+
+
+def _check_full(table: Table, model: str, runs: Sequence[Run]) -> None:
+    seen: dict[tuple[str, ...], Run] = {}
+    for run in runs:
+        scored = tuple(target for target in table.targets if has(run, target))
+        if scored in seen:
+            raise EvalError(
+                f"results: {table.path}: full precision of {model!r} stands there twice: "
+                f"{seen[scored].id} and {run.id}"
+            )
+        seen[scored] = run
+
+
+def _fitting(
+    full: Sequence[Run], members: Sequence[tuple[Any, Run]], targets: Sequence[str]
+) -> Run | None:
+    """The untouched run that shares most targets with the members of a grid."""
+    wanted = [target for target in targets if any(has(run, target) for _, run in members)]
+    return max(full, key=lambda run: sum(has(run, target) for target in wanted), default=None)
 
 
 def _grid(
     table: Table,
     label: str,
     key: Mapping[str, Value],
-    present: tuple[str, ...],
-    runs: Sequence[Run],
+    factors: tuple[str, ...],
+    members: Sequence[tuple[Mapping[str, float], Run]],
     full: Run | None,
 ) -> Grid:
     cells: dict[tuple[float, ...], Run] = {}
-    for run in runs:
-        bits = tuple(float(run.bits[factor] or 0.0) for factor in present)
+    for place, run in members:
+        bits = tuple(place[factor] for factor in factors)
         if bits in cells:
             one, two = cells[bits].values, run.values
             differing = [c for c in one if c in two and one[c] != two[c] and c != "run_id"]
@@ -209,11 +243,11 @@ def _grid(
                 " (a column that tells them apart can be named with --by)"
             )
         cells[bits] = run
-    untouched = (FULL_BITS,) * len(present)
+    untouched = (FULL_BITS,) * len(factors)
     if full is not None:
         cells.setdefault(untouched, full)
-    names = tuple(table.name(factor) for factor in present)
-    return Grid(label, key, present, names, cells, cells.get(untouched))
+    names = tuple(table.name(factor) for factor in factors)
+    return Grid(label, key, factors, names, cells, cells.get(untouched))
 
 
 def width_text(bits: Iterable[float]) -> str:
@@ -224,10 +258,6 @@ def width_text(bits: Iterable[float]) -> str:
 def target_text(column: str) -> str:
     """A target's name in tables: ``score.vqa.accuracy`` is vqa accuracy."""
     return column.removeprefix("score.").replace(".", " ", 1)
-
-
-def _option(column: str, value: Value) -> str:
-    return str(value) if column in ("model", "method") else f"{column.replace('_', ' ')} {value}"
 
 
 def _hashable(value: Value) -> Value:

@@ -149,6 +149,8 @@ def _importance(grid: Data, images: int) -> list[str]:
             f"  {part['range']}: {part['cells']} cells, mean {100 * part['mean']:.1f}, deviation "
             f"{100 * part['deviation']:.2f}{noise}; {spread_text(part, images)}"
         )
+        if part["fixed"]:
+            lines.append(f"    {', '.join(part['fixed'])} untouched: there the grid is complete")
         if part["kind"] == "regression":
             lines.append(f"    regression, R^2 {part['explained']:.3f}: {part['reason']}")
         rows = [[" x ".join(share["factors"]), percent(share)] for share in part["shares"]]
