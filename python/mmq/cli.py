@@ -155,6 +155,7 @@ def _eval(args: argparse.Namespace) -> None:
         "data": _data(args),
         "limit": args.limit,
         "batch_size": args.batch_size,
+        "features": None if args.features is None else Path(args.features),
         "progress": progress_lines(),
     }
     if shard is not None:
@@ -258,6 +259,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--limit", type=int, help="evaluate the first N items only")
     evaluate.add_argument("--batch-size", type=int, default=32)
     evaluate.add_argument("--workers", type=int, default=1, help="processes on this machine")
+    evaluate.add_argument(
+        "--features", help="keep retrieval's image features here, for runs with the same images"
+    )
     evaluate.add_argument(
         "--shard", metavar="RANK/COUNT", help="predict this share only; a run without it scores"
     )
