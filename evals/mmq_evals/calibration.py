@@ -22,7 +22,7 @@ from mmq_evals.data.layouts import Dataset
 from mmq_evals.errors import EvalError
 from mmq_evals.tasks.build import Data, model_class
 from mmq_evals.tasks.captioning import PROTOCOLS as CAPTION_PROTOCOLS
-from mmq_evals.tasks.retrieval import MAX_TEXT_TOKENS, prepare_text
+from mmq_evals.tasks.matching import MAX_TEXT_TOKENS, prepare_text
 from mmq_evals.tasks.vqa import LLAVA
 from mmq_evals.tiny.data import CalibrationSample, teacher_forced
 from mmq_evals.tiny.data import calibration_samples as tiny_samples

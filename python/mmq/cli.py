@@ -161,6 +161,7 @@ def _eval(args: argparse.Namespace) -> None:
         "data": _data(args),
         "limit": args.limit,
         "batch_size": args.batch_size,
+        "features": None if args.features is None else Path(args.features),
         "progress": progress_lines(),
     }
     if shard is not None:
@@ -200,6 +201,12 @@ def _score(args: argparse.Namespace) -> None:
     from mmq_evals.commands import run_score
 
     print(run_score(args))
+
+
+def _analyze(args: argparse.Namespace) -> None:
+    from mmq_evals.study.analysis_commands import run_analyze
+
+    print(run_analyze(args))
 
 
 def _data_folder(args: argparse.Namespace) -> None:
@@ -266,6 +273,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--batch-size", type=int, default=32)
     evaluate.add_argument("--workers", type=int, default=1, help="processes on this machine")
     evaluate.add_argument(
+        "--features", help="keep retrieval's image features here, for runs with the same images"
+    )
+    evaluate.add_argument(
         "--shard", metavar="RANK/COUNT", help="predict this share only; a run without it scores"
     )
     evaluate.add_argument(
@@ -296,6 +306,11 @@ def _parser() -> argparse.ArgumentParser:
     add_score_arguments(command("score", _score, text))
     text = "Count, hash and check local datasets in their published layouts."
     add_data_arguments(command("data", _data_folder, text))
+
+    from mmq_evals.study.analysis_commands import add_analyze_arguments
+
+    text = "Say what a table of results shows: effects, importance, interactions, sizes."
+    add_analyze_arguments(command("analyze", _analyze, text))
 
     doctor = command("doctor", _doctor, "Say which kernels, instruction sets and extras are here.")
     doctor.add_argument("--json", action="store_true", help="print JSON")
