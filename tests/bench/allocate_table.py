@@ -19,6 +19,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +110,11 @@ class Bench:
         self.seconds = time.monotonic() - started
         return table
 
-    def run(self, recipe: mmq.Recipe, label: str) -> dict[str, Any]:
-        """Quantizes and evaluates: true bits per weight, KL by held-out batch, scores by sample."""
+    def run(
+        self, recipe: mmq.Recipe, label: str, simple: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Quantizes and evaluates: true bits per weight, KL by held-out batch, scores; paired
+        differences to ``simple``, which an earlier call returned."""
         model = self.fresh()
         with calibrating(model):
             divergence = OutputDivergence(model, architecture_of(model), self.held_out)
@@ -121,34 +125,28 @@ class Bench:
             "bytes": manifest.packed_bytes,
             "bpw": manifest.bits_per_weight,
             "kl": {str(i): total / rows for i, (total, rows) in enumerate(kl)},
+            "folder": self.out / label,
             "tasks": {},
         }
+        if simple is not None:
+            found["kl_difference"] = asdict(paired_difference(found["kl"], simple["kl"]))
         for task in TASKS[self.name]:
-            folder = self.out / label / task
-            result = evaluate(model, self.processor, [task], out_dir=folder)
-            entry = result["tasks"][task]
+            reference = None if simple is None else simple["folder"] / task
+            entry = evaluate(
+                model,
+                self.processor,
+                [task],
+                out_dir=self.out / label / task,
+                reference=reference,
+            )["tasks"][task]
+            metric = entry["primary"]
+            differences = entry.get("against_reference", {}).get("differences", {})
             found["tasks"][task] = {
-                "metric": entry["primary"],
-                "score": 100 * entry["scores"][entry["primary"]]["value"],
-                "folder": folder,
+                "metric": metric,
+                "score": 100 * entry["scores"][metric]["value"],
+                "difference": differences.get(metric),
             }
         return found
-
-    def compare(self, recipe: mmq.Recipe, label: str, simple: dict[str, Any]) -> dict[str, Any]:
-        """The same, and its paired differences to ``simple``."""
-        found = self.run(recipe, label)
-        found["kl_difference"] = paired_difference(found["kl"], simple["kl"])
-        for task, entry in found["tasks"].items():
-            a, b = (_scores(x["tasks"][task]) for x in (found, simple))
-            clusters = a[1]
-            entry["difference"] = paired_difference(a[0], b[0], clusters)
-        return found
-
-
-def _scores(entry: dict[str, Any]) -> tuple[dict[str, float], dict[str, str]]:
-    rows = [json.loads(line) for line in next(entry["folder"].glob("*.jsonl")).open()]
-    scores = {row["id"]: 100 * row["scores"][entry["metric"]] for row in rows}
-    return scores, {row["id"]: row.get("image", row["id"]) for row in rows}
 
 
 def settings(
@@ -199,7 +197,7 @@ def main() -> None:
             rows += show(name, simple["bpw"], label, simple)
             for kind, chosen in allocations(table, simple["bpw"]).items():
                 allocated = allocated_recipe(bench.base, chosen)
-                found = bench.compare(allocated, f"{kind}-{label}", simple)
+                found = bench.run(allocated, f"{kind}-{label}", simple)
                 assert found["bytes"] <= simple["bytes"], "an allocation exceeds its budget"
                 rows += show(name, simple["bpw"], f"allocated, {kind}", found)
         print(f"<!-- {name}: errors measured in {bench.seconds:.0f} s -->", flush=True)
@@ -220,7 +218,7 @@ def show(name: str, budget: float, label: str, found: dict[str, Any]) -> list[di
             "kl_difference": _difference(found.get("kl_difference"), 1e3),
             "task": f"{task}, {entry['metric']}",
             "score": entry["score"],
-            "difference": _difference(entry.get("difference"), 1.0),
+            "difference": _difference(entry["difference"], 100.0),
         }
         rows.append(row)
         print(
@@ -232,10 +230,10 @@ def show(name: str, budget: float, label: str, found: dict[str, Any]) -> list[di
     return rows
 
 
-def _difference(found: Any, factor: float) -> list[float] | None:
+def _difference(found: dict[str, float] | None, factor: float) -> list[float] | None:
     if found is None:
         return None
-    return [factor * found.value, factor * found.low, factor * found.high, found.p_value]
+    return [*(factor * found[name] for name in ("value", "low", "high")), found["p_value"]]
 
 
 def _text(values: list[float] | None, form: str) -> str:
