@@ -184,6 +184,7 @@ def scores_of(result: Mapping[str, Any]) -> dict[str, float]:
                 change["high"],
             )
             columns[f"p.{name}"] = change["p_value"]
-        for key, value in against.get("agreement", {}).items():
-            columns[f"agreement.{task}.{key.replace(' ', '_')}"] = value
+        for key, found in against.get("agreement", {}).items():
+            name = key.replace(" ", "_").replace("'", "")
+            columns[f"agreement.{task}.{name}"] = found["value"]
     return columns
