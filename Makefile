@@ -22,8 +22,8 @@ NATIVE_FLAGS = -S . -G Ninja -DMMQ_PYTHON=OFF -DMMQ_TESTS=ON
 export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test test-gpu env build lint types native sanitize unit bench bench-plot emoji wheel wheel-check \
-  lines clean
+.PHONY: demo test test-gpu env build lint types native sanitize unit bench bench-plot emoji allocate-table \
+  wheel wheel-check lines clean
 
 demo: build
 	$(BIN)/mmq demo --out $(OUT)/demo
@@ -103,6 +103,10 @@ bench: build $(BENCH_PACKAGES)
 
 bench-plot: build $(BENCH_PACKAGES)
 	$(BIN)/python tests/bench/gemm_plot.py $(OUT)/bench/gemm.json $(OUT)/bench
+
+# Allocated widths beside uniform ones at equal bytes on the tiny models: score and KL, paired.
+allocate-table: build
+	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/allocate_table.py --out $(OUT)/allocate
 
 wheel: env
 	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import eval_models
@@ -19,9 +21,10 @@ from mmq_evals.errors import EvalError
 from mmq_evals.metrics import recall_at_k
 from mmq_evals.stats import Interval
 from mmq_evals.summary import agreement_rows, paired_rows, score_rows
-from mmq_evals.tasks import base, retrieval
+from mmq_evals.tasks import base
 from mmq_evals.tasks.build import build_tasks, model_class, tasks_for
 from mmq_evals.tasks.captioning import Captioning
+from mmq_evals.tasks.matching import prepare_text
 from mmq_evals.tasks.retrieval import Retrieval
 from mmq_evals.tasks.vqa import PROTOCOLS, VisualQuestions
 
@@ -44,6 +47,16 @@ def llava_model() -> tuple[Any, Any]:
 @pytest.fixture
 def coco(tmp_path: Path) -> Path:
     return eval_models.karpathy_coco(tmp_path)
+
+
+def predict(task: Any, model: Any, processor: Any, *, batch_size: int) -> list[dict[str, Any]]:
+    """The rows, by the way of JSON as in a run."""
+    with TemporaryDirectory() as folder:
+        parts = task.predict(model, processor, batch_size=batch_size, scratch=Path(folder))
+        found = json.loads(json.dumps(list(parts), allow_nan=False))
+    assert [part["id"] for part in found] == task.part_ids
+    rows: list[dict[str, Any]] = task.rows({part["id"]: part for part in found})
+    return rows
 
 
 def score(task: Any, rows: list[dict[str, Any]]) -> dict[str, Interval]:
@@ -108,9 +121,9 @@ def test_generation_arguments() -> None:
 
 def test_captioning(caption_model: tuple[Any, Any], coco: Path) -> None:
     task = Captioning(layouts.captions(coco), "greedy")
-    rows = list(task.predict(*caption_model, batch_size=3))
+    rows = predict(task, *caption_model, batch_size=3)
     assert [row["id"] for row in rows] == task.ids == ["100", "101", "102", "103"]
-    assert rows == list(task.predict(*caption_model, batch_size=3))
+    assert rows == predict(task, *caption_model, batch_size=3)
     perfect = [row | {"prediction": row["references"][0]} for row in rows]
     scores = score(task, perfect)
     assert scores["rouge_l"].value == pytest.approx(1.0)
@@ -143,7 +156,7 @@ def test_a_limit_keeps_the_document_frequencies_of_the_split(coco: Path) -> None
 def test_vqav2_task(llava_model: tuple[Any, Any], tmp_path: Path) -> None:
     dataset = layouts.vqav2(eval_models.vqav2(tmp_path))
     task = VisualQuestions(dataset, "llava")
-    rows = list(task.predict(*llava_model, batch_size=2))
+    rows = predict(task, *llava_model, batch_size=2)
     assert [row["cluster"] for row in rows] == ["42", "42", "7"]
     right = [row | {"prediction": row["answers"][0] + "."} for row in rows]
     assert score(task, right)["accuracy_always"].value == 1.0
@@ -180,7 +193,7 @@ def test_one_answer_and_blind_baselines() -> None:
 def test_gqa_task(caption_model: tuple[Any, Any], tmp_path: Path) -> None:
     dataset = layouts.gqa(eval_models.gqa(tmp_path))
     task = VisualQuestions(dataset, "blip2-opt", "gqa")
-    rows = list(task.predict(*caption_model, batch_size=2))
+    rows = predict(task, *caption_model, batch_size=2)
     answered = [rows[0] | {"prediction": "Red."}, rows[1] | {"prediction": "no"}]
     scores = score(task, answered)
     assert scores["accuracy_official"].value == 0.0
@@ -192,17 +205,13 @@ def test_gqa_task(caption_model: tuple[Any, Any], tmp_path: Path) -> None:
 
 
 def test_prepare_text() -> None:
-    assert prepared('A "red" dog: (small)!  ') == "a red dog small"
-    assert len(prepared("word " * 60).split()) == 50
-
-
-def prepared(text: str) -> str:
-    return retrieval.prepare_text(text)
+    assert prepare_text('A "red" dog: (small)!  ') == "a red dog small"
+    assert len(prepare_text("word " * 60).split()) == 50
 
 
 def brute_force(model: Any, processor: Any, task: Retrieval) -> tuple[np.ndarray, np.ndarray]:
     """Similarity and matching logit of all pairs by the model's own forward, pair by pair."""
-    texts = [prepared(text) for item in task.items for text in item.captions]
+    texts = [prepare_text(text) for item in task.items for text in item.captions]
     sim = np.zeros((len(task.items), len(texts)))
     matching = np.zeros_like(sim)
     for i, item in enumerate(task.items):
@@ -228,7 +237,7 @@ def test_retrieval_equals_brute_force(
 ) -> None:
     model, processor = retrieval_model
     task = Retrieval(layouts.retrieval(coco), k_test=k_test)
-    rows = list(task.predict(model, processor, batch_size=2))
+    rows = predict(task, model, processor, batch_size=2)
     assert [row["id"] for row in rows] == task.ids
     sim, matching = brute_force(model, processor, task)
     assert sim.std() > 1e-3
@@ -266,7 +275,7 @@ def test_r_mean_weighs_both_directions_equally(retrieval_model: tuple[Any, Any])
         for n, colors in enumerate((["red"], ["blue", "green", "red"], ["green"], ["blue", "red"]))
     ]
     task = Retrieval(Dataset("d", "test", items))
-    first = list(task.predict(*retrieval_model, batch_size=2))
+    first = predict(task, *retrieval_model, batch_size=2)
     # Hits and misses in both directions, as an untrained model need not have them.
     rng = np.random.default_rng(1)
     runs = []
@@ -301,10 +310,10 @@ def test_retrieval_does_not_depend_on_image_token_index(
 ) -> None:
     model, processor = retrieval_model
     task = Retrieval(layouts.retrieval(coco))
-    plain = list(task.predict(model, processor, batch_size=2))
+    plain = predict(task, model, processor, batch_size=2)
     model.config.image_token_index = 4
     try:
-        assert list(task.predict(model, processor, batch_size=2)) == plain
+        assert predict(task, model, processor, batch_size=2) == plain
     finally:
         model.config.image_token_index = None
 
@@ -316,7 +325,7 @@ def test_collapsed_retrieval_gets_no_credit(retrieval_model: tuple[Any, Any]) ->
     # Equal images: every score of a text is the same for all of them.
     items = [RetrievalItem(str(n), open_image, ("a red square",)) for n in range(30)]
     task = Retrieval(Dataset("d", "test", items))
-    rows = list(task.predict(*retrieval_model, batch_size=8))
+    rows = predict(task, *retrieval_model, batch_size=8)
     scores = score(task, rows)
     assert scores["img_r1"].value == scores["txt_r10"].value == 0.0
     assert task.baselines()["chance"]["img_r1"] == pytest.approx(1 / 30)
@@ -326,7 +335,7 @@ def test_nan_scores_are_null_and_count_as_misses(coco: Path) -> None:
     model, processor = eval_models.blip2("retrieval")
     model.itm_head.weight.data.fill_(float("nan"))
     task = Retrieval(layouts.retrieval(coco))
-    rows = list(task.predict(model, processor, batch_size=2))
+    rows = predict(task, model, processor, batch_size=2)
     assert rows[0]["prediction"] == [None] * 8
     assert score(task, rows)["txt_r5"].value == score(task, rows)["img_r1"].value == 0.0
     assert score(task, rows)["txt_r1"].value == 0.0

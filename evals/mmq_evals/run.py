@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import platform
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -56,8 +57,10 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_BATCH_SIZE = 32
 POLL_SECONDS = 1.0
+# Folder of the output folder for features of images while a run is under way.
+FEATURES = "features.part"
 
-# Called after every row with the task's name, the rows done and the rows in all.
+# Called after every row (of retrieval: image) with the task's name, those done and those in all.
 Progress = Callable[[str, int, int], None]
 
 
@@ -72,6 +75,7 @@ def evaluate(
     limit: int | None = None,
     batch_size: int = DEFAULT_BATCH_SIZE,
     seed: int = 0,
+    features: Path | None = None,
     reference: Path | None = None,
     progress: Progress | None = None,
     announce: Callable[[str], None] | None = None,
@@ -92,6 +96,8 @@ def evaluate(
             of the whole split.
         batch_size: images or questions a batch.
         seed: of the bootstrap; nothing else is random.
+        features: folder in which features of images are kept for other runs with the same images
+            and the same vision tower. None keeps them in ``out_dir`` until the run is done.
         reference: ``result.json`` (or its folder) of a run to compare with, over the same samples
             under the same protocol: paired differences, p-values and agreement are added.
         progress: called after every row.
@@ -136,10 +142,11 @@ def evaluate(
         started = time.monotonic()
         part = out_dir / f"{name}.jsonl.part"
         parts[part] = out_dir / f"{name}.jsonl"
-        _predict(task, model, processor, batch_size, stores[name], WHOLE, progress)
-        found = stores[name].read()
-        failed = {key: row["failed"] for key, row in found.items() if "failed" in row}
-        rows = scored(task, [found[row_id] for row_id in task.ids if row_id not in failed])
+        scratch = features or out_dir / FEATURES
+        _predict(task, model, processor, batch_size, stores[name], WHOLE, scratch, progress)
+        found = task.rows(stores[name].read())
+        failed = {row["id"]: row["failed"] for row in found if "failed" in row}
+        rows = scored(task, [row for row in found if "failed" not in row])
         if not rows:
             raise EvalError(f"{name}: no image decodes: {next(iter(failed.values()), 'no items')}")
         _write_rows(part, rows)
@@ -153,7 +160,7 @@ def evaluate(
                 "clusters": len(set(clusters_of(rows).values())),
                 "failed": len(failed),
             },
-            "failed": {row_id: failed[row_id] for row_id in task.ids if row_id in failed},
+            "failed": failed,
             "scores": {key: asdict(value) for key, value in score_rows(rows, seed=seed).items()},
             "breakdown": task.breakdown(rows),
             "baselines": task.baselines(),
@@ -184,6 +191,7 @@ def evaluate(
     write_json(out_dir / RESULT_FILE, result)
     for store in stores.values():
         store.remove()
+    shutil.rmtree(out_dir / FEATURES, ignore_errors=True)
     return result
 
 
@@ -198,14 +206,14 @@ def predict_shard(
     split: str = "test",
     limit: int | None = None,
     batch_size: int = DEFAULT_BATCH_SIZE,
+    features: Path | None = None,
     progress: Progress | None = None,
     wait: bool = False,
 ) -> bool:
     """Predict one process's share of the batches; `evaluate` with the same arguments scores them.
 
-    Retrieval is not divided: the first process does it. What others have already predicted, in
-    whatever number of processes, is left out. Returns whether the rows of all shards are there;
-    with ``wait`` not before they are.
+    What others have already predicted, in whatever number of processes, is left out. Returns
+    whether the rows of all shards are there; with ``wait`` not before they are.
 
     Raises:
         EvalError: as `evaluate`.
@@ -213,10 +221,11 @@ def predict_shard(
     built, protocols = _tasks_of(model, processor, tasks, data, split, limit, batch_size)
     _, stores = _open_stores(model, protocols, out_dir)
     for name, task in built.items():
-        _predict(task, model, processor, batch_size, stores[name], shard, progress)
+        scratch = features or out_dir / FEATURES
+        _predict(task, model, processor, batch_size, stores[name], shard, scratch, progress)
 
     def complete() -> bool:
-        return all(stores[name].read().keys() >= set(task.ids) for name, task in built.items())
+        return all(stores[name].read().keys() >= set(task.part_ids) for name, task in built.items())
 
     while wait and not complete():
         time.sleep(POLL_SECONDS)
@@ -370,13 +379,16 @@ def _predict(
     batch_size: int,
     store: RowStore,
     shard: Shard,
+    scratch: Path,
     progress: Progress | None,
 ) -> None:
-    """Predict what is missing of a shard, storing every row as it comes."""
-    total, done = len(task.ids), store.read()
+    """Predict what is missing of a shard, storing every part as it comes."""
+    total, done = len(task.part_ids), store.read()
     if done:
-        logger.info("%s: going on after %d of %d rows", task.name, len(done), total)
-    rows = task.predict(model, processor, batch_size=batch_size, done=done, shard=shard)
+        logger.info("%s: going on after %d of %d", task.name, len(done), total)
+    rows = task.predict(
+        model, processor, batch_size=batch_size, scratch=scratch, done=done, shard=shard
+    )
     for count, _ in enumerate(store.append(rows, done, shard), start=len(done) + 1):
         if progress is not None:
             progress(task.name, count, total)

@@ -131,6 +131,12 @@ def _quantize(args: argparse.Namespace) -> None:
     print(f"saved to {out}")
 
 
+def _allocate(args: argparse.Namespace) -> None:
+    from mmq_evals.allocation import run_allocate
+
+    print(run_allocate(args, *_load(args), _data(args)))
+
+
 def _data(args: argparse.Namespace) -> Any:
     return "tiny" if args.data == "tiny" else Path(args.data)
 
@@ -155,6 +161,7 @@ def _eval(args: argparse.Namespace) -> None:
         "data": _data(args),
         "limit": args.limit,
         "batch_size": args.batch_size,
+        "features": None if args.features is None else Path(args.features),
         "progress": progress_lines(),
     }
     if shard is not None:
@@ -256,6 +263,13 @@ def _parser() -> argparse.ArgumentParser:
     quantize.add_argument("--overwrite", action="store_true", help="replace the output folder")
     quantize.add_argument("--quiet", action="store_true", help="no progress lines")
 
+    from mmq_evals.allocation import add_allocate_arguments
+    from mmq_evals.commands import add_data_arguments, add_score_arguments
+
+    text = "Choose a width per linear under a budget of bits; writes a recipe."
+    allocate = command("allocate", _allocate, text)
+    add_allocate_arguments(allocate)
+
     evaluate = command("eval", _eval, "Evaluate a model, dense or packed.")
     evaluate.add_argument("model", help="a folder or a built-in tiny model")
     evaluate.add_argument("--tasks", help="comma-separated; default: all that fit the model")
@@ -264,6 +278,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--limit", type=int, help="evaluate the first N items only")
     evaluate.add_argument("--batch-size", type=int, default=32)
     evaluate.add_argument("--workers", type=int, default=1, help="processes on this machine")
+    evaluate.add_argument(
+        "--features", help="keep retrieval's image features here, for runs with the same images"
+    )
     evaluate.add_argument(
         "--shard", metavar="RANK/COUNT", help="predict this share only; a run without it scores"
     )
@@ -279,7 +296,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--samples", type=int, default=10, help="changed samples to show")
     compare.add_argument("--json", action="store_true", help="print JSON with all of them")
 
-    for runs in (quantize, evaluate):
+    for runs in (quantize, allocate, evaluate):
         runs.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
         runs.add_argument(
             "--dtype",
@@ -290,8 +307,6 @@ def _parser() -> argparse.ArgumentParser:
     demo = command("demo", _demo, "Quantize and evaluate the built-in tiny models; print a table.")
     demo.add_argument("--out", default="out/demo", help="where the report is written")
     demo.add_argument("--limit", type=int, help="evaluate the first N items of each task only")
-
-    from mmq_evals.commands import add_data_arguments, add_score_arguments
 
     text = "Score predictions from files, or those of an evaluation anew, without a model."
     add_score_arguments(command("score", _score, text))

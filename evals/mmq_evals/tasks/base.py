@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -50,7 +51,11 @@ class Task(Protocol):
 
     @property
     def ids(self) -> list[str]:
-        """The ids of the rows that `predict` yields, in its order."""
+        """The ids of all rows, one a query, in their order."""
+
+    @property
+    def part_ids(self) -> list[str]:
+        """The ids of what `predict` yields, in its order: rows, or what rows are made of."""
 
     def predict(
         self,
@@ -58,19 +63,24 @@ class Task(Protocol):
         processor: Any,
         *,
         batch_size: int,
+        scratch: Path,
         done: Container[str] = (),
         shard: Shard = WHOLE,
     ) -> Iterator[Row]:
-        """Run the model; yields rows in the order of the items, without scores.
+        """Run the model; yields parts in the order of the items.
 
-        Batches whose rows are all ``done`` and those of other shards are left out; the others
-        are computed whole, so that a row does not depend on what was done before.
+        Batches whose parts are all ``done`` and those of other shards are left out; the others
+        are computed whole, so that a part does not depend on what was done before.
 
-        A query whose image does not decode gives a `failed_row`, and the others go on.
+        A part whose image does not decode is a `failed_row`, and the others go on. ``scratch`` is
+        a folder for what is computed on the way and serves other shards and later runs.
 
         Raises:
             EvalError: the processor does not fit the model.
         """
+
+    def rows(self, parts: Mapping[str, Row]) -> list[Row]:
+        """The rows of all ``ids``, without scores, of all parts by id. A pure function."""
 
     def sample_scores(self, row: Row) -> dict[str, float]:
         """Scores in [0, 1] (CIDEr: [0, 10]) of one row, by metric. A pure function of the row and

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from mmq_evals.data.items import CaptionItem
@@ -70,6 +71,13 @@ class Captioning:
     def ids(self) -> list[str]:
         return [item.id for item in self.items]
 
+    @property
+    def part_ids(self) -> list[str]:
+        return self.ids
+
+    def rows(self, parts: Mapping[str, Row]) -> list[Row]:
+        return [parts[row_id] for row_id in self.ids]
+
     @cached_property
     def df(self) -> DocumentFrequency:
         """Document frequencies of the whole split."""
@@ -93,6 +101,7 @@ class Captioning:
         processor: Any,
         *,
         batch_size: int,
+        scratch: Path,
         done: Container[str] = (),
         shard: Shard = WHOLE,
     ) -> Iterator[Row]:

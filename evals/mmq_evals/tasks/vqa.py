@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,13 @@ class VisualQuestions:
         return [item.id for item in self.items]
 
     @property
+    def part_ids(self) -> list[str]:
+        return self.ids
+
+    def rows(self, parts: Mapping[str, Row]) -> list[Row]:
+        return [parts[row_id] for row_id in self.ids]
+
+    @property
     def protocol(self) -> dict[str, Any]:
         return {
             "asking": self.asking,
@@ -105,6 +113,7 @@ class VisualQuestions:
         processor: Any,
         *,
         batch_size: int,
+        scratch: Path,
         done: Container[str] = (),
         shard: Shard = WHOLE,
     ) -> Iterator[Row]:
