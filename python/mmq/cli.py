@@ -209,6 +209,12 @@ def _analyze(args: argparse.Namespace) -> None:
     print(run_analyze(args))
 
 
+def _report(args: argparse.Namespace) -> None:
+    from mmq_evals.study.analysis_commands import run_report
+
+    print(run_report(args))
+
+
 def _data_folder(args: argparse.Namespace) -> None:
     from mmq_evals.commands import run_data
 
@@ -320,10 +326,12 @@ def _parser() -> argparse.ArgumentParser:
     text = "Quantize and evaluate every setting of a grid, once; goes on where it was killed."
     add_sweep_arguments(command("sweep", _sweep, text))
 
-    from mmq_evals.study.analysis_commands import add_analyze_arguments
+    from mmq_evals.study.analysis_commands import add_analyze_arguments, add_report_arguments
 
     text = "Say what a table of results shows: effects, importance, interactions, sizes."
     add_analyze_arguments(command("analyze", _analyze, text))
+    text = "Write a report of a table of results: one HTML file, or Markdown with PNG charts."
+    add_report_arguments(command("report", _report, text))
 
     doctor = command("doctor", _doctor, "Say which kernels, instruction sets and extras are here.")
     doctor.add_argument("--json", action="store_true", help="print JSON")
