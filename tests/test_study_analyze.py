@@ -147,6 +147,7 @@ def test_tables_of_effects_are_the_cells(tmp_path: Path) -> None:
     top = max(inside, key=lambda row: row[TARGET])
     assert best[4.5]["run"] == top["run_id"]
     assert best[4.5]["runs"] == len(inside)
+    assert best[4.5]["behind"] is None
     reached = {row["goal"]: row for row in grid["reaching"]}
     enough = [r for r in rows if r[TARGET] >= 0.95 * 0.9 and r["method"] != "none"]
     assert reached[0.95]["bpw"] == min(row["bpw_model"] for row in enough)

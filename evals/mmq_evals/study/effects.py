@@ -199,6 +199,7 @@ def best_per_bin(
     """The best run of every grid in bins of `BIN_BITS` bits per weight, [low, high).
 
     The best of many is the luckiest of many, too: the score that is shown tends to be too high.
+    ``behind`` is the paired difference to the best of all grids in the bin, None for that one.
     """
     bins: dict[tuple[float, str], list[tuple[float, float, str, Run]]] = {}
     for grid in grids:
@@ -210,18 +211,22 @@ def best_per_bin(
             bins.setdefault((low, grid.label), []).append(
                 (evidence.scores[run.id], -bpw, grid.widths(bits), run)
             )
+    best = {key: max(members, key=lambda member: member[:2]) for key, members in bins.items()}
     rows = []
-    for (low, label), members in sorted(bins.items(), key=lambda item: item[0]):
-        _, _, widths, run = max(members, key=lambda member: member[:2])
+    for (low, label), (_, _, widths, run) in sorted(best.items(), key=lambda item: item[0]):
+        leader = max((b for (at, _), b in best.items() if at == low), key=lambda b: b[:2])[3]
         rows.append(
             {
                 "low": low,
                 "high": low + BIN_BITS,
                 "grid": label,
-                "runs": len(members),
+                "runs": len(bins[low, label]),
                 "run": run.id,
                 "widths": widths,
                 "bpw": run.number(column),
+                "behind": None
+                if run is leader
+                else estimate_data(evidence.combination([(1.0, run), (-1.0, leader)])),
                 **(
                     {"score": estimate_data(evidence.score(run)), "difference": None}
                     if full is None

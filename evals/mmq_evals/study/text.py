@@ -224,7 +224,18 @@ def _methods(target: Data) -> list[str]:
 def _bins(target: Data) -> list[str]:
     if not target["bins"]:
         return []
-    rows = [[f"best per {target['size']}", "grid", "bits", "bpw", "score", "minus full", "of runs"]]
+    rows = [
+        [
+            f"best per {target['size']}",
+            "grid",
+            "bits",
+            "bpw",
+            "score",
+            "minus full",
+            "minus best",
+            "of runs",
+        ]
+    ]
     rows += [
         [
             f"{row['low']:g} to {row['high']:g}",
@@ -233,6 +244,7 @@ def _bins(target: Data) -> list[str]:
             f"{row['bpw']:.2f}",
             number(row["score"]),
             number(row["difference"], sign=True),
+            number(row["behind"], sign=True),
             str(row["runs"]),
         ]
         for row in target["bins"]
