@@ -128,6 +128,18 @@ def test_the_complete_part_of_a_grid_is_used(tmp_path: Path) -> None:
     assert {row["spared"] for row in grid["leave_one_full"]} == {"vision", "language"}
 
 
+def test_a_factor_that_never_varies_is_left_out(tmp_path: Path) -> None:
+    names = ("vision", "connector", "language")
+    score = additive({"vision": 0.2, "connector": 0.1, "language": 0.4})
+    levels = {"vision": (3, 4, 16), "connector": (16,), "language": (3, 4, 16)}
+    rows = factorial(score, names=names, levels=levels)
+    (grid,) = target_of(write_jsonl(tmp_path / "t.jsonl", rows))["grids"]
+    assert grid["warnings"] == []
+    part = grid["importance"][0]
+    assert (part["kind"], part["cells"], part["fixed"]) == ("exact", 9, ["connector"])
+    assert list(shares(part)) == ["vision", "language", "vision x language"]
+
+
 def test_tables_of_effects_are_the_cells(tmp_path: Path) -> None:
     rows = factorial(additive({"vision": 0.2, "language": 0.4}))
     found = target_of(write_jsonl(tmp_path / "t.jsonl", rows))
