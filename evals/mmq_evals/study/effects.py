@@ -238,7 +238,11 @@ def best_per_bin(
 
 
 def smallest_reaching(grid: Grid, evidence: Evidence, column: str) -> list[Data]:
-    """By goal (a share of full precision): the smallest run that reaches it."""
+    """By goal (a share of full precision): the smallest run that reaches it.
+
+    Of many noisy runs some reach a goal by luck. So ``certain`` is the size of the smallest run
+    whose paired interval lies above the goal, None if there is none or no interval.
+    """
     full = _full(grid, evidence.target)
     if full is None or evidence.scores[full.id] <= 0.0:
         return []
@@ -247,23 +251,35 @@ def smallest_reaching(grid: Grid, evidence: Evidence, column: str) -> list[Data]
         bpw = run.number(column)
         if bpw is not None and has(run, evidence.target) and run is not full:
             sized.append((bpw, bits, run))
-    rows = []
+    sized.sort(key=lambda entry: entry[:2])
+    lowest = {run.id: evidence.combination([(1.0, run), (-1.0, full)]).low for _, _, run in sized}
+    rows: list[Data] = []
     for goal in GOALS:
         needed = goal * evidence.scores[full.id]
+        allowed = needed - evidence.scores[full.id]
+        certain = next(
+            (
+                bpw
+                for bpw, _, run in sized
+                if (low := lowest[run.id]) is not None and low >= allowed
+            ),
+            None,
+        )
         reached = [entry for entry in sized if evidence.scores[entry[2].id] >= needed]
         if reached:
-            bpw, bits, run = min(reached, key=lambda entry: entry[:2])
+            bpw, bits, run = reached[0]
             rows.append(
                 {
                     "goal": goal,
                     "bpw": bpw,
+                    "certain": certain,
                     "widths": grid.widths(bits),
                     "run": run.id,
                     **_against(evidence, run, full),
                 }
             )
         else:
-            rows.append({"goal": goal, "bpw": None})
+            rows.append({"goal": goal, "bpw": None, "certain": None})
     return rows
 
 
