@@ -73,24 +73,6 @@ def unpack(words: Tensor, bits: int, cols: int) -> Tensor:
     return torch.ops.mmq.unpack(words, bits, cols)  # type: ignore[no-any-return]
 
 
-def check_unused_bits(words: Tensor, bits: int, cols: int) -> None:
-    """Refuses packed rows whose last word has a bit set beyond the last code.
-
-    The kernels ignore such bits, but a file that has them was not written by :func:`pack`: read
-    files strictly. Raises ValueError that names the first such row.
-    """
-    unpack_out(words, bits, cols)
-    used = cols * bits % 32
-    if used and words.shape[0]:
-        dirty = (words[:, -1].to(torch.int64) & 0xFFFFFFFF) >> used != 0
-        if bool(dirty.any()):
-            row = int(dirty.nonzero()[0])
-            wanted = f"zero bits from bit {used} on in the last word of each row"
-            require(
-                False, "unpack", wanted, f"{int(words[row, -1]) & 0xFFFFFFFF:#010x} in row {row}"
-            )
-
-
 register("pack(Tensor codes, int bits) -> Tensor", _pack_cpu, pack_out)
 register("unpack(Tensor words, int bits, int cols) -> Tensor", _unpack_cpu, unpack_out)
 

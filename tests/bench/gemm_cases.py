@@ -16,8 +16,6 @@ from torch import Tensor
 
 from mmq_ext import ops
 
-SHAPES = ((4096, 4096), (1408, 6144))  # (k, n)
-ROWS = (1, 8, 64, 512)
 BEYOND_CACHE_BYTES = 128 * 2**20
 
 
@@ -44,6 +42,12 @@ def torch_fp32(m: int, k: int, n: int) -> Case:
     x = torch.randn(m, k)
     weights, size = _rotating(lambda: (torch.randn(n, k),))
     return Case("torch fp32", lambda: torch.nn.functional.linear(x, *weights()), size)
+
+
+def torch_bf16(m: int, k: int, n: int) -> Case:
+    x = torch.randn(m, k).bfloat16()
+    weights, size = _rotating(lambda: (torch.randn(n, k).bfloat16(),))
+    return Case("torch bf16", lambda: torch.nn.functional.linear(x, *weights()), size)
 
 
 def aten_int4(m: int, k: int, n: int, group_size: int) -> Case:
