@@ -46,21 +46,21 @@ struct PanelOperands {
 };
 
 // Columns [begin, end) of a block in which a group ends: 8 rows at panel + (k - begin) * stride.
-// affine is [group][scale, minimum][8].
 template <int kBits>
-void dequantize_mixed_block(const uint8_t* block, const float* affine, int64_t group_size,
+void dequantize_mixed_block(const uint8_t* block, const TileAffine& affine, int64_t group_size,
                             int64_t begin, int64_t end, float* panel, int64_t stride) {
   __m256i quads[kBlockQuads];
   decode_block<kBits>(block, quads);
-  alignas(32) uint8_t codes[kBlockCodes];
+  alignas(32) uint8_t bytes[kBlockCodes];
 #pragma GCC unroll 8
   for (int quad = 0; quad < kBlockQuads; ++quad)
-    _mm256_store_si256(reinterpret_cast<__m256i*>(codes + quad * kQuadBytes), quads[quad]);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(bytes + quad * kQuadBytes), quads[quad]);
   for (int64_t k = begin; k < end; ++k, panel += stride) {
-    const float* scale = affine + k / group_size * kAffineFloats;
-    const uint8_t* quad = codes + (k - begin) / kQuadCols * kQuadBytes + k % kQuadCols;
-    for (int row = 0; row < kTileRows; ++row)
-      panel[row] = quad[row * kQuadCols] * scale[row] + scale[kTileRows + row];
+    const Grid grid = load_grid(affine, k / group_size);
+    const __m128i shift = _mm_cvtsi32_si128(static_cast<int>(8 * (k % kQuadCols)));
+    const __m256i quad = load_vector(bytes + (k - begin) / kQuadCols * kQuadBytes);
+    const __m256i codes = _mm256_and_si256(_mm256_srl_epi32(quad, shift), _mm256_set1_epi32(0xff));
+    _mm256_store_ps(panel, _mm256_fmadd_ps(_mm256_cvtepi32_ps(codes), grid.scale, grid.minimum));
   }
 }
 
@@ -69,17 +69,16 @@ void dequantize_mixed_block(const uint8_t* block, const float* affine, int64_t g
 template <class Panel, int kBits>
 void dequantize(const PackedGemmArgs& a, int64_t tile, int64_t begin, int64_t end, float* panel) {
   constexpr int64_t kStride = Panel::kTiles * kTileRows;
-  const int64_t tiles = tile_count(a.n), groups = group_count(a.k, a.group_size);
+  const int64_t tiles = tile_count(a.n);
   if (tile + Panel::kTiles > tiles)
     std::memset(panel, 0, static_cast<size_t>((end - begin) * kStride) * sizeof(float));
   const int64_t last_tile = smaller(tile + Panel::kTiles, tiles);
   for (; tile < last_tile; tile += Panel::kVectorTiles, panel += Panel::kVectorTiles * kTileRows) {
     const int64_t neighbours = smaller(Panel::kVectorTiles, last_tile - tile) - 1;
     const int64_t block_stride = neighbours * tile_bytes(a.k, kBits);
-    const int64_t affine_stride = neighbours * groups * kAffineFloats;
     const uint8_t* block =
         a.tiles + tile * tile_bytes(a.k, kBits) + begin / kBlockCols * block_bytes(kBits);
-    const float* affine = a.affine + tile * groups * kAffineFloats;
+    const TileAffine affine[] = {tile_affine(a, tile), tile_affine(a, tile + neighbours)};
     int64_t group = begin / a.group_size, group_end = (group + 1) * a.group_size;
     for (int64_t k = begin; k < end; k += kBlockCols, block += block_bytes(kBits)) {
       float* out = panel + (k - begin) * kStride;
@@ -88,14 +87,12 @@ void dequantize(const PackedGemmArgs& a, int64_t tile, int64_t begin, int64_t en
         group_end = (group + 1) * a.group_size;
       }
       if (smaller(group_end, end) - k >= kBlockCols) {
-        Panel::template dequantize_block<kBits>(block, block_stride, affine + group * kAffineFloats,
-                                                affine_stride, out);
+        Panel::template dequantize_block<kBits>(block, block_stride, affine, group, out);
         continue;
       }
       for (int64_t i = 0; i <= neighbours; ++i)
-        dequantize_mixed_block<kBits>(block + i * block_stride, affine + i * affine_stride,
-                                      a.group_size, k, smaller(k + kBlockCols, end),
-                                      out + i * kTileRows, kStride);
+        dequantize_mixed_block<kBits>(block + i * block_stride, affine[i], a.group_size, k,
+                                      smaller(k + kBlockCols, end), out + i * kTileRows, kStride);
     }
   }
 }
@@ -132,20 +129,19 @@ template <int kBits>
 inline void prefetch_columns(const PackedGemmArgs& a, int64_t tile, int64_t last_tile,
                              int64_t begin, int64_t end) {
   if (begin >= end) return;
-  const int64_t groups = group_count(a.k, a.group_size);
   const int64_t group = begin / a.group_size, last_group = ceil_div(end, a.group_size);
   const int64_t block = begin / kBlockCols, last_block = ceil_div(end, kBlockCols);
   for (; tile < smaller(last_tile, tile_count(a.n)); ++tile) {
     prefetch(a.tiles + tile * tile_bytes(a.k, kBits) + block * block_bytes(kBits),
              (last_block - block) * block_bytes(kBits));
-    prefetch(a.affine + (tile * groups + group) * kAffineFloats,
-             (last_group - group) * kAffineFloats * static_cast<int64_t>(sizeof(float)));
+    prefetch(tile_affine(a, tile).data + group * affine_bytes(a.affine_kind),
+             (last_group - group) * affine_bytes(a.affine_kind));
   }
 }
 
 // Row blocks [begin, end) times strips [first, last). Panel has kRows, kTiles (of a strip),
 // kVectorTiles, multiply(rows, operands) and dequantize_block<kBits>(block, bytes to the next
-// tile's, affine, floats to the next tile's, to).
+// tile's, affine of each tile, group, to).
 template <class Panel, int kBits>
 void multiply_chunk(const PackedGemmArgs& a, const RowBlocks& rows, const float* x, int64_t begin,
                     int64_t end, int64_t first, int64_t last) {

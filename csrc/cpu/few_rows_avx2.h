@@ -107,20 +107,19 @@ void prepare_few_rows(const PackedGemmArgs& a, const RowBlocks& rows,
                });
 }
 
+constexpr int kFewTiles = 2;
+constexpr int kFewCols = kFewTiles * kTileRows;
+
 // What a kernel reads for one block of rows and two tiles, of which the second may be the first.
 struct FewRowsOperands {
   const uint8_t* tile;
-  int64_t tile_stride;    // bytes to the second tile
-  const float* affine;    // [group][scale, minimum][8]
-  int64_t affine_stride;  // floats to the second tile
-  const float* x;         // [k][rows]
-  const float* x_sums;    // [group][rows]
+  int64_t tile_stride;  // bytes to the second tile
+  TileAffine affine[kFewTiles];
+  const float* x;       // [k][rows]
+  const float* x_sums;  // [group][rows]
   int64_t blocks, groups, group_blocks;
   float* sums;  // [rows][kFewCols]
 };
-
-constexpr int kFewTiles = 2;
-constexpr int kFewCols = kFewTiles * kTileRows;
 
 // Measured: the processor's own prefetching does not keep up; codes are asked for so many bytes
 // ahead, into L2.
@@ -136,19 +135,14 @@ inline void prefetch_codes(const FewRowsOperands& a, const uint8_t* block, int64
 // FewRows has kRows and multiply<kBits>(rows, operands).
 template <class FewRows, int kBits>
 void multiply_few_rows(const PackedGemmArgs& a) {
-  constexpr int64_t kMostPairs = 16;  // of a task: beyond its end, what was prefetched is lost
   const int64_t groups = group_count(a.k, a.group_size), blocks = block_count(a.k);
   const int64_t cols = blocks * kBlockCols, tiles = tile_count(a.n);
   const RowBlocks rows(a.m, FewRows::kRows);
   Scratch memory(Scratch::padded(a.m * cols) + Scratch::padded(a.m * groups));
   const FewRowsActivations x{memory.take(a.m * cols), memory.take(a.m * groups)};
   prepare_few_rows<kBits>(a, rows, x);
-  const int64_t pairs = ceil_div(tiles, kFewTiles);
-  // Several tasks per thread even out their ends.
-  const int64_t share = ceil_div(pairs, int64_t{4} * max_threads());
-  const int64_t grain =
-      larger(smaller(share, kMostPairs), ceil_div(kMinTaskMacs, larger(a.m * kFewCols * cols, 1)));
-  parallel_for(pairs, grain, [&](int64_t begin, int64_t end) {
+  const int64_t grain = ceil_div(kMinTaskMacs, larger(a.m * kFewCols * cols, 1));
+  parallel_for(ceil_div(tiles, kFewTiles), grain, [&](int64_t begin, int64_t end) {
     alignas(64) float sums[FewRows::kRows * kFewCols];
     for (int64_t tile = begin * kFewTiles; tile < smaller(end * kFewTiles, tiles);
          tile += kFewTiles) {
@@ -156,10 +150,15 @@ void multiply_few_rows(const PackedGemmArgs& a) {
       for (int64_t block = 0; block < rows.count; ++block) {
         const int64_t first = rows.begin(block), count = rows.rows(block);
         FewRows::template multiply<kBits>(
-            count, {a.tiles + tile * tile_bytes(a.k, kBits), neighbours * tile_bytes(a.k, kBits),
-                    a.affine + tile * groups * kAffineFloats, neighbours * groups * kAffineFloats,
-                    x.x + first * cols, x.sums + first * groups, blocks, groups,
-                    ceil_div(a.group_size, kBlockCols), sums});
+            count, {a.tiles + tile * tile_bytes(a.k, kBits),
+                    neighbours * tile_bytes(a.k, kBits),
+                    {tile_affine(a, tile), tile_affine(a, tile + neighbours)},
+                    x.x + first * cols,
+                    x.sums + first * groups,
+                    blocks,
+                    groups,
+                    ceil_div(a.group_size, kBlockCols),
+                    sums});
         for (int64_t row = 0; row < count; ++row)
           for (int64_t i = 0; i <= neighbours; ++i)
             store_outputs(a, first + row, tile + i,

@@ -51,7 +51,7 @@ void few_rows(const FewRowsOperands& a) {
   int64_t left = a.blocks;
   __m256 out[kRows][kFewTiles] = {};
   for (int64_t group = 0; group < a.groups; ++group) {
-    const float* affine = a.affine + group * kAffineFloats;
+    const Grid grids[kFewTiles] = {load_grid(a.affine[0], group), load_grid(a.affine[1], group)};
     for (int64_t todo = smaller(a.group_blocks, left); todo > 0;) {
       const int64_t count = smaller(todo, kChainBlocks);
       todo -= count;
@@ -88,24 +88,22 @@ void few_rows(const FewRowsOperands& a) {
       }
 #pragma GCC unroll 2
       for (int tile = 0; tile < kFewTiles; ++tile) {
-        const __m256 scale = _mm256_loadu_ps(affine + tile * a.affine_stride);
 #pragma GCC unroll 4
         for (int row = 0; row < kRows; ++row) {
           __m256* chains = sums[row][tile];
 #pragma GCC unroll 4
           for (int chain = 1; chain < kChains; ++chain)
             chains[0] = _mm256_add_ps(chains[0], chains[chain]);
-          out[row][tile] = _mm256_fmadd_ps(chains[0], scale, out[row][tile]);
+          out[row][tile] = _mm256_fmadd_ps(chains[0], grids[tile].scale, out[row][tile]);
         }
       }
     }
 #pragma GCC unroll 2
     for (int tile = 0; tile < kFewTiles; ++tile) {
-      const __m256 minimum = _mm256_loadu_ps(affine + tile * a.affine_stride + kTileRows);
 #pragma GCC unroll 4
       for (int row = 0; row < kRows; ++row)
         out[row][tile] = _mm256_fmadd_ps(_mm256_broadcast_ss(a.x_sums + group * kRows + row),
-                                         minimum, out[row][tile]);
+                                         grids[tile].minimum, out[row][tile]);
     }
   }
 #pragma GCC unroll 4
@@ -169,9 +167,9 @@ struct Panel {
   }
 
   template <int kBits>
-  static void dequantize_block(const uint8_t* block, int64_t, const float* affine, int64_t,
-                               float* out) {
-    const __m256 scale = _mm256_loadu_ps(affine), minimum = _mm256_loadu_ps(affine + kTileRows);
+  static void dequantize_block(const uint8_t* block, int64_t, const TileAffine* affine,
+                               int64_t group, float* out) {
+    const Grid grid = load_grid(affine[0], group);
     __m256i quads[kBlockQuads];
     decode_block<kBits>(block, quads);
 #pragma GCC unroll 8
@@ -180,7 +178,7 @@ struct Panel {
       for (int lane = 0; lane < kQuadCols; ++lane, out += kTiles * kTileRows) {
         __m256i codes = _mm256_srli_epi32(quads[quad], 8 * lane);
         if (lane < kQuadCols - 1) codes = _mm256_and_si256(codes, _mm256_set1_epi32(0xff));
-        _mm256_store_ps(out, _mm256_fmadd_ps(_mm256_cvtepi32_ps(codes), scale, minimum));
+        _mm256_store_ps(out, _mm256_fmadd_ps(_mm256_cvtepi32_ps(codes), grid.scale, grid.minimum));
       }
     }
   }

@@ -53,8 +53,7 @@ void few_rows(const avx2::FewRowsOperands& a) {
   int64_t left = a.blocks;
   __m512 out[kRows] = {};
   for (int64_t group = 0; group < a.groups; ++group) {
-    const float* affine = a.affine + group * kAffineFloats;
-    const __m512 scale = load_pair(affine, a.affine_stride);
+    const Grid grid = load_grid(a.affine, group);
     for (int64_t todo = smaller(a.group_blocks, left); todo > 0;) {
       const int64_t count = smaller(todo, avx2::kChainBlocks);
       todo -= count;
@@ -86,13 +85,13 @@ void few_rows(const avx2::FewRowsOperands& a) {
 #pragma GCC unroll 4
         for (int chain = 1; chain < kChains; ++chain)
           sums[row][0] = _mm512_add_ps(sums[row][0], sums[row][chain]);
-        out[row] = _mm512_fmadd_ps(sums[row][0], scale, out[row]);
+        out[row] = _mm512_fmadd_ps(sums[row][0], grid.scale, out[row]);
       }
     }
-    const __m512 minimum = load_pair(affine + kTileRows, a.affine_stride);
 #pragma GCC unroll 8
     for (int row = 0; row < kRows; ++row)
-      out[row] = _mm512_fmadd_ps(_mm512_set1_ps(a.x_sums[group * kRows + row]), minimum, out[row]);
+      out[row] =
+          _mm512_fmadd_ps(_mm512_set1_ps(a.x_sums[group * kRows + row]), grid.minimum, out[row]);
   }
 #pragma GCC unroll 8
   for (int row = 0; row < kRows; ++row) _mm512_store_ps(a.sums + row * kVectorRows, out[row]);
@@ -154,10 +153,9 @@ struct Panel {
   }
 
   template <int kBits>
-  static void dequantize_block(const uint8_t* block, int64_t block_stride, const float* affine,
-                               int64_t affine_stride, float* out) {
-    const __m512 scale = load_pair(affine, affine_stride);
-    const __m512 minimum = load_pair(affine + kTileRows, affine_stride);
+  static void dequantize_block(const uint8_t* block, int64_t block_stride,
+                               const avx2::TileAffine* affine, int64_t group, float* out) {
+    const Grid grid = load_grid(affine, group);
     __m512i quads[kBlockQuads];
     decode_block<kBits>(block, block_stride, quads);
 #pragma GCC unroll 8
@@ -166,7 +164,7 @@ struct Panel {
       for (int lane = 0; lane < kQuadCols; ++lane, out += kTiles * kTileRows) {
         __m512i codes = _mm512_srli_epi32(quads[quad], 8 * lane);
         if (lane < kQuadCols - 1) codes = _mm512_and_si512(codes, _mm512_set1_epi32(0xff));
-        _mm512_store_ps(out, _mm512_fmadd_ps(_mm512_cvtepi32_ps(codes), scale, minimum));
+        _mm512_store_ps(out, _mm512_fmadd_ps(_mm512_cvtepi32_ps(codes), grid.scale, grid.minimum));
       }
     }
   }
