@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from mmq.architectures import COMPONENTS, Component, LayerType
 from mmq.errors import MmqError
 from mmq.models import Third
-from mmq.options import AwqOptions, Dead, GptqOptions, OrderOption
+from mmq.options import AwqOptions, Dead, GptqOptions, OrderOption, Search
 from mmq.spec import BITS, Clip, QuantSpec, ScaleDtype, SymmetricRange, Zero
 
 Method = Literal["none", "uniform", "rtn", "gptq", "awq"]
@@ -65,6 +65,7 @@ class AwqSettings(_Strict):
     weight_aware: bool | None = None
     clip: bool | None = None
     fold: bool | None = None
+    search: Search | None = None
 
 
 class LayerSettings(_Strict):
