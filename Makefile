@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # make demo   create the environment, build, quantize and evaluate the built-in models
+# make study  the full grids of widths and methods on the built-in models; a table in out/study
 # make test   lint, types, native tests, Python tests; with nvcc the CUDA kernels on the interpreter
 # make emoji  fetch emoji from the npm registry and make a retrieval set of them
 # make test-gpu   the CUDA tests on this machine's GPU, with their times
@@ -22,11 +23,15 @@ NATIVE_FLAGS = -S . -G Ninja -DMMQ_PYTHON=OFF -DMMQ_TESTS=ON
 export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test test-gpu env build lint types native sanitize unit bench emoji wheel wheel-check \
-  lines clean
+.PHONY: demo study test test-gpu env build lint types native sanitize unit bench bench-plot emoji allocate-table \
+  wheel wheel-check lines clean
 
 demo: build
 	$(BIN)/mmq demo --out $(OUT)/demo
+
+# Goes on where it was stopped; what is done is not done again.
+study: build
+	$(BIN)/mmq sweep tiny-study --out $(OUT)/study --workers $(or $(WORKERS),2) --threads 1
 
 test: lint types native unit lines
 
@@ -89,10 +94,24 @@ emoji: env
 	cd $(OUT)/emoji-packages && npm pack --silent $(EMOJI_PACKAGES)
 	$(BIN)/python -m mmq_evals.data.emoji $(OUT)/emoji-packages $(OUT)/emoji
 
-# packed_gemm beside torch and other libraries, with met or short per cell.
-bench: build
+# packed_gemm beside torch and other libraries, with met or short per cell. ggml is compiled for
+# this machine, which takes some minutes once.
+BENCH_PACKAGES = $(VENV)/.bench
+$(BENCH_PACKAGES): pyproject.toml | env
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -e ".[bench]"
-	$(BIN)/python tests/bench/gemm_table.py --bits 2,4,8
+	$(BIN)/pip install --quiet --disable-pip-version-check "llama-cpp-python>=0.3.30" || \
+	  echo "bench: ggml did not build and is left out"
+	touch $@
+
+bench: build $(BENCH_PACKAGES)
+	$(BIN)/python tests/bench/gemm_table.py --json $(OUT)/bench/gemm.json
+
+bench-plot: build $(BENCH_PACKAGES)
+	$(BIN)/python tests/bench/gemm_plot.py $(OUT)/bench/gemm.json $(OUT)/bench
+
+# Allocated widths beside uniform ones at equal bytes on the tiny models: score and KL, paired.
+allocate-table: build
+	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/allocate_table.py --out $(OUT)/allocate
 
 wheel: env
 	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .

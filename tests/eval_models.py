@@ -194,8 +194,8 @@ def write_json(path: Path, data: Any) -> None:
     path.write_text(json.dumps(data), encoding="utf-8")
 
 
-def karpathy_coco(root: Path, n: int = 7) -> Path:
-    """The first four images are test, the others train; two captions each."""
+def karpathy_coco(root: Path, n: int = 7, n_test: int = 4) -> Path:
+    """The first ``n_test`` images are test, the others train; two captions each."""
     colors = list(COLORS)
     images = []
     for index in range(n):
@@ -209,7 +209,7 @@ def karpathy_coco(root: Path, n: int = 7) -> Path:
                 "filename": name,
                 "cocoid": 100 + index,
                 "imgid": index,
-                "split": "test" if index < 4 else "train",
+                "split": "test" if index < n_test else "train",
                 "sentences": [
                     {"raw": raw, "tokens": raw.split(), "imgid": index, "sentid": 10 * index + k}
                     for k, raw in enumerate(sentences)

@@ -30,7 +30,7 @@ def runs(tmp_path: Path) -> tuple[Path, Path]:
     file = tmp_path / "b" / "captioning.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     for row in rows[:2]:
-        row["prediction"] = "something else"
+        row["prediction"] = "a square"
         row["scores"] = dict.fromkeys(row["scores"], -1.0)
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path / "a", tmp_path / "b"
@@ -40,14 +40,17 @@ def test_changes_are_found(runs: tuple[Path, Path], capsys: pytest.CaptureFixtur
     found = compare(*runs)["captioning"]
     assert (found["samples"], found["worse"], found["better"]) == (4, 2, 0)
     assert [row["id"] for row in found["changed"]] == ["100", "101"]
-    assert found["changed"][0]["b"] == "something else"
+    assert found["changed"][0]["b"] == "a square"
     change = found["differences"]["cider"]
     assert change["value"] < 0
     assert change["low"] <= change["value"] <= change["high"]
+    assert found["agreement"]["identical captions"]["count"] == 2
+    assert found["differences"]["bleu_1"]["value"] > 0.05
     assert not compare(runs[0], runs[0])["captioning"]["changed"]
     assert main(["compare", *map(str, runs), "--samples", "1"]) == 0
     text = capsys.readouterr().out
     assert "2 of 4 predictions changed; by cider 2 worse, 0 better" in text
+    assert "identical captions: 50.00 [0.00, 100.00] (2 of 4)" in text
     assert "... and 1 more" in text
 
 

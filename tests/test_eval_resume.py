@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 import eval_models
 import pytest
 import torch
+from kill_and_resume import files_of
 
 from mmq.cli import main
 from mmq_evals.errors import EvalError
@@ -22,12 +24,13 @@ from mmq_evals.rows import Shard, model_fingerprint
 from mmq_evals.run import evaluate, predict_shard
 from mmq_evals.workers import shard_of_environment
 
-TASKS = ["captioning", "gqa"]
+KINDS = {"caption": ["captioning", "gqa"], "retrieval": ["retrieval"]}
 
 
-@pytest.fixture(scope="module")
-def model() -> tuple[Any, Any]:
-    return eval_models.blip2("caption")
+@pytest.fixture(scope="module", params=KINDS)
+def run(request: pytest.FixtureRequest) -> tuple[Any, Any, list[str]]:
+    """A model, its processor and tasks."""
+    return *eval_models.blip2(request.param), KINDS[request.param]
 
 
 @pytest.fixture
@@ -37,25 +40,15 @@ def coco(tmp_path: Path) -> Path:
     return folder
 
 
-def files_of(out: Path) -> dict[str, Any]:
-    """All that a run leaves, but for its times."""
-    found: dict[str, Any] = {
-        path.name: path.read_bytes() for path in out.iterdir() if path.name != "result.json"
-    }
-    result = json.loads((out / "result.json").read_text())
-    for entry in result["tasks"].values():
-        del entry["seconds"]
-    return found | {"result.json": result}
-
-
-def test_every_place_of_a_kill(model: tuple[Any, Any], coco: Path, tmp_path: Path) -> None:
+def test_every_place_of_a_kill(run: tuple[Any, Any, list[str]], coco: Path, tmp_path: Path) -> None:
     """A kill leaves the first bytes of what would have been written, whatever their number."""
     settings: dict[str, Any] = {"data": coco, "batch_size": 2}
-    evaluate(*model, TASKS, out_dir=tmp_path / "full", **settings)
+    evaluate(*run, out_dir=tmp_path / "full", **settings)
     expected = files_of(tmp_path / "full")
-    predict_shard(*model, TASKS, Shard(), out_dir=tmp_path / "whole", **settings)
-    written = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
-    assert sorted(written) == ["captioning.0-of-1.jsonl.part", "gqa.0-of-1.jsonl.part"]
+    predict_shard(*run, Shard(), out_dir=tmp_path / "whole", **settings)
+    parts = sorted((tmp_path / "whole").glob("*.jsonl.part"))
+    written = {path.name: path.read_bytes() for path in parts}
+    assert list(written) == [f"{task}.0-of-1.jsonl.part" for task in run[2]]
     rng = random.Random(0)
     for trial in range(20):
         out = tmp_path / f"killed{trial}"
@@ -65,36 +58,67 @@ def test_every_place_of_a_kill(model: tuple[Any, Any], coco: Path, tmp_path: Pat
         for name, content in written.items():
             (out / name).write_bytes(content[: max(cut, 0)])
             cut -= len(content)
-        evaluate(*model, TASKS, out_dir=out, **settings)
+        evaluate(*run, out_dir=out, **settings)
         assert files_of(out) == expected
 
 
-def test_any_number_of_processes(model: tuple[Any, Any], coco: Path, tmp_path: Path) -> None:
+def test_any_number_of_processes(
+    run: tuple[Any, Any, list[str]], coco: Path, tmp_path: Path
+) -> None:
     settings: dict[str, Any] = {"data": coco, "batch_size": 1}
-    evaluate(*model, TASKS, out_dir=tmp_path / "full", **settings)
-    out = tmp_path / "shared"
-    assert not predict_shard(*model, TASKS, Shard(1, 2), out_dir=out, **settings)
-    rows = (out / "captioning.1-of-2.jsonl.part").read_text().splitlines()
-    assert [json.loads(row)["id"] for row in rows] == ["101", "103"]
+    evaluate(*run, out_dir=tmp_path / "full", **settings)
+    out, first = tmp_path / "shared", run[2][0]
+    assert not predict_shard(*run, Shard(1, 2), out_dir=out, **settings)
+    rows = (out / f"{first}.1-of-2.jsonl.part").read_text().splitlines()
+    assert [json.loads(row)["id"].removeprefix("image ") for row in rows] == ["101", "103"]
     # The other went away; three go on, each with what is left of its share.
-    done = [predict_shard(*model, TASKS, Shard(r, 3), out_dir=out, **settings) for r in range(3)]
+    done = [predict_shard(*run, Shard(r, 3), out_dir=out, **settings) for r in range(3)]
     assert done[-1]
-    assert len((out / "captioning.0-of-3.jsonl.part").read_text().splitlines()) == 1
+    assert len((out / f"{first}.0-of-3.jsonl.part").read_text().splitlines()) == 1
     seen: list[tuple[str, int, int]] = []
-    evaluate(*model, TASKS, out_dir=out, progress=lambda *e: seen.append(e), **settings)
+    evaluate(*run, out_dir=out, progress=lambda *e: seen.append(e), **settings)
     assert not seen  # nothing was left to predict
     assert files_of(out) == files_of(tmp_path / "full")
 
 
-def test_retrieval_is_done_by_the_first_process(tmp_path: Path) -> None:
+def test_features_serve_other_runs(coco: Path, tmp_path: Path) -> None:
+    """A changed Q-Former finds the vision outputs, a changed vision tower or image does not."""
     model, processor = eval_models.blip2("retrieval")
-    settings: dict[str, Any] = {"data": eval_models.karpathy_coco(tmp_path / "coco")}
-    out = tmp_path / "out"
-    assert not predict_shard(model, processor, ["retrieval"], Shard(1, 2), out_dir=out, **settings)
-    assert predict_shard(model, processor, ["retrieval"], Shard(0, 2), out_dir=out, **settings)
-    evaluate(model, processor, ["retrieval"], out_dir=out, **settings)
-    evaluate(model, processor, ["retrieval"], out_dir=tmp_path / "full", **settings)
-    assert files_of(out) == files_of(tmp_path / "full")
+    seen: list[int] = []
+    model.vision_model.register_forward_hook(lambda *_: seen.append(1))
+    kept = tmp_path / "features"
+
+    def run(name: str) -> dict[str, Any]:
+        seen.clear()
+        settings: dict[str, Any] = {"data": coco, "batch_size": 2, "features": kept}
+        return evaluate(model, processor, None, out_dir=tmp_path / name, **settings)
+
+    first = run("a")
+    assert len(seen) == 2
+    assert not (tmp_path / "a" / "features.part").exists()
+    run("again")
+    assert not seen
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "again")
+    with torch.no_grad():
+        model.qformer.encoder.layer[0].attention.attention.query.weight.mul_(-3)
+        model.itm_head.weight.neg_()
+    changed = run("qformer")
+    assert not seen
+    rows = [(tmp_path / n / "retrieval.jsonl").read_text() for n in ("a", "qformer")]
+    assert rows[0] != rows[1]
+    assert changed["tasks"]["retrieval"]["counts"] == first["tasks"]["retrieval"]["counts"]
+    with torch.no_grad():
+        model.vision_model.encoder.layers[0].mlp.fc1.weight[0, 0] += 1
+    run("vision")
+    assert len(seen) == 2
+    eval_models.write_image(coco / "val2014" / "COCO_val2014_000000000001.jpg", "blue")
+    os.utime(coco / "val2014" / "COCO_val2014_000000000001.jpg", ns=(1, 1))
+    run("image")
+    assert len(seen) == 2
+    for file in kept.rglob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(EvalError, match=r"features: .*safetensors is broken, remove it"):
+        run("broken")
 
 
 def test_rows_of_another_configuration_are_refused(coco: Path, tmp_path: Path) -> None:
@@ -124,6 +148,19 @@ def test_shards_are_checked() -> None:
     assert shard_of_environment({"RANK": "1", "WORLD_SIZE": "4"}) == Shard(1, 4)
     with pytest.raises(EvalError, match="rank from 0 to 1, got 2 of 2"):
         shard_of_environment({"RANK": "2", "WORLD_SIZE": "2"})
+
+
+def test_random_kills(tmp_path: Path) -> None:
+    """tests/kill_and_resume.py with fewer kills than the twenty that it makes by itself."""
+    script = Path(__file__).with_name("kill_and_resume.py")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(script), "--kills", "4"], capture_output=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    found = json.loads(done.stdout.decode().splitlines()[-1])["trials"]
+    assert [row["equal"] for row in found] == [True] * 4
+    assert any(row["at_work"] for row in found)
 
 
 def test_the_command_is_killed_and_goes_on_with_workers(tmp_path: Path) -> None:

@@ -90,10 +90,11 @@ def test_reference(model: tuple[Any, Any], coco: Path, tmp_path: Path) -> None:
         *model, ["captioning"], out_dir=tmp_path / "same", data=coco, reference=tmp_path / "full"
     )
     against = same["tasks"]["captioning"]["against_reference"]
-    assert against["agreement"]["identical captions"] == 1.0
-    assert against["differences"]["cider"]["value"] == 0.0
-    assert against["differences"]["cider"]["p_value"] == 1.0
-    assert "identical captions: 100.00" in format_result(same)
+    assert against["agreement"]["identical captions"]["count"] == 4
+    for metric in ("cider", "rouge_l", "bleu_1", "bleu_4"):
+        assert against["differences"][metric]["value"] == 0.0
+        assert against["differences"][metric]["p_value"] == 1.0
+    assert "identical captions: 100.00 [100.00, 100.00] (4 of 4)" in format_result(same)
     with pytest.raises(EvalError, match=r"ran under another protocol; different: batch_size, data"):
         evaluate(
             *model,

@@ -136,21 +136,29 @@ def test_detectable_difference_from_a_pilot() -> None:
             stats.minimum_detectable_difference(sd, n)
 
 
-def test_paired_statistic_of_sums() -> None:
+def test_paired_statistics_of_sums() -> None:
     rng = np.random.default_rng(6)
     a, b = rng.standard_normal(60) + 0.4, rng.standard_normal(60)
     ones = {key: (value, 1.0) for key, value in named(a).items()}
     other = {key: (value, 1.0) for key, value in named(b).items()}
     plain = stats.paired_difference(named(a), named(b))
+
+    def means(sums: np.ndarray) -> np.ndarray:
+        return np.stack([sums[:, 0] / sums[:, 1], 3.0 * sums[:, 0] / sums[:, 1]], axis=1)
+
     # A mean is a function of sums, too: the same resamples and nearly the same test.
-    mean = stats.paired_statistic(ones, other, lambda s: s[:, 0] / s[:, 1])
+    mean, triple = stats.paired_statistics(ones, other, means)
     assert (mean.value, mean.low, mean.high, mean.p_value) == pytest.approx(
         (plain.value, plain.low, plain.high, plain.p_value), abs=1e-9
     )
-    same = stats.paired_statistic(ones, ones, lambda s: s[:, 0] / s[:, 1])
-    assert (same.value, same.p_value) == (0.0, 1.0)
+    assert (triple.value, triple.low, triple.p_value) == pytest.approx(
+        (3 * mean.value, 3 * mean.low, mean.p_value), abs=1e-9
+    )
+    assert 0.0 < mean.p_value < 0.5
+    for same in stats.paired_statistics(ones, ones, means):
+        assert (same.value, same.p_value) == (0.0, 1.0)
     with pytest.raises(EvalError, match="equal ids"):
-        stats.paired_statistic(ones, {}, lambda s: s[:, 0])
+        stats.paired_statistics(ones, {}, means)
 
 
 def test_bad_input() -> None:

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import eval_models
@@ -17,9 +19,12 @@ from mmq_evals.data.items import RetrievalItem, VqaItem
 from mmq_evals.data.layouts import Dataset
 from mmq_evals.errors import EvalError
 from mmq_evals.metrics import recall_at_k
-from mmq_evals.tasks import base, retrieval
+from mmq_evals.stats import Interval
+from mmq_evals.summary import agreement_rows, paired_rows, score_rows
+from mmq_evals.tasks import base
 from mmq_evals.tasks.build import build_tasks, model_class, tasks_for
 from mmq_evals.tasks.captioning import Captioning
+from mmq_evals.tasks.matching import prepare_text
 from mmq_evals.tasks.retrieval import Retrieval
 from mmq_evals.tasks.vqa import PROTOCOLS, VisualQuestions
 
@@ -42,6 +47,25 @@ def llava_model() -> tuple[Any, Any]:
 @pytest.fixture
 def coco(tmp_path: Path) -> Path:
     return eval_models.karpathy_coco(tmp_path)
+
+
+def predict(task: Any, model: Any, processor: Any, *, batch_size: int) -> list[dict[str, Any]]:
+    """The rows, by the way of JSON as in a run."""
+    with TemporaryDirectory() as folder:
+        parts = task.predict(model, processor, batch_size=batch_size, scratch=Path(folder))
+        found = json.loads(json.dumps(list(parts), allow_nan=False))
+    assert [part["id"] for part in found] == task.part_ids
+    rows: list[dict[str, Any]] = task.rows({part["id"]: part for part in found})
+    return rows
+
+
+def score(task: Any, rows: list[dict[str, Any]]) -> dict[str, Interval]:
+    return score_rows(base.scored(task, rows))
+
+
+def agreement(task: Any, rows: Any, reference: Any) -> dict[str, float]:
+    after, before = (base.scored(task, run) for run in (rows, reference))
+    return {key: row["value"] for key, row in agreement_rows(after, before, task.primary).items()}
 
 
 # ---- generation ----------------------------------------------------------------------------------
@@ -97,11 +121,11 @@ def test_generation_arguments() -> None:
 
 def test_captioning(caption_model: tuple[Any, Any], coco: Path) -> None:
     task = Captioning(layouts.captions(coco), "greedy")
-    rows = list(task.predict(*caption_model, batch_size=3))
+    rows = predict(task, *caption_model, batch_size=3)
     assert [row["id"] for row in rows] == task.ids == ["100", "101", "102", "103"]
-    assert rows == list(task.predict(*caption_model, batch_size=3))
+    assert rows == predict(task, *caption_model, batch_size=3)
     perfect = [row | {"prediction": row["references"][0]} for row in rows]
-    scores = task.score(perfect)
+    scores = score(task, perfect)
     assert scores["rouge_l"].value == pytest.approx(1.0)
     assert scores["bleu_1"].value == pytest.approx(1.0)
     assert scores["cider"].value == pytest.approx(
@@ -110,9 +134,9 @@ def test_captioning(caption_model: tuple[Any, Any], coco: Path) -> None:
     assert set(scores) == {"cider", "rouge_l", "bleu_1", "bleu_2", "bleu_3", "bleu_4"}
     baseline = task.baselines()["constant caption"]
     assert 0.0 < baseline["rouge_l"] < 1.0
-    assert task.agreement(perfect, perfect)["identical captions"] == 1.0
+    assert agreement(task, perfect, perfect)["identical captions"] == 1.0
     changed = [perfect[0] | {"prediction": "no"}, *perfect[1:]]
-    assert task.agreement(changed, perfect)["identical captions"] == 0.75
+    assert agreement(task, changed, perfect)["identical captions"] == 0.75
 
 
 def test_a_limit_keeps_the_document_frequencies_of_the_split(coco: Path) -> None:
@@ -132,16 +156,19 @@ def test_a_limit_keeps_the_document_frequencies_of_the_split(coco: Path) -> None
 def test_vqav2_task(llava_model: tuple[Any, Any], tmp_path: Path) -> None:
     dataset = layouts.vqav2(eval_models.vqav2(tmp_path))
     task = VisualQuestions(dataset, "llava")
-    rows = list(task.predict(*llava_model, batch_size=2))
+    rows = predict(task, *llava_model, batch_size=2)
     assert [row["cluster"] for row in rows] == ["42", "42", "7"]
     right = [row | {"prediction": row["answers"][0] + "."} for row in rows]
-    assert task.score(right)["accuracy_always"].value == 1.0
+    assert score(task, right)["accuracy_always"].value == 1.0
     # All ten answers agree, so this protocol normalises nothing and the period costs the point.
-    assert task.score(right)["accuracy_official-2021"].value == 0.0
+    assert score(task, right)["accuracy_official-2021"].value == 0.0
     wrong = [right[0] | {"prediction": "blue"}, *right[1:]]
-    assert task.breakdown(wrong)["answer_type"] == {"other": 0.0, "yes/no": 1.0}
-    assert task.breakdown(wrong)["question_type"] == {"is it": 1.0, "what color": 0.0}
-    assert task.agreement(wrong, right) == pytest.approx(
+    assert task.breakdown(base.scored(task, wrong))["answer_type"] == {"other": 0.0, "yes/no": 1.0}
+    assert task.breakdown(base.scored(task, wrong))["question_type"] == {
+        "is it": 1.0,
+        "what color": 0.0,
+    }
+    assert agreement(task, wrong, right) == pytest.approx(
         {"flipped answers": 1 / 3, "right to wrong": 1 / 3, "wrong to right": 0.0}
     )
     assert list(task.baselines()) == ["majority answer chosen on the test questions"]
@@ -166,29 +193,25 @@ def test_one_answer_and_blind_baselines() -> None:
 def test_gqa_task(caption_model: tuple[Any, Any], tmp_path: Path) -> None:
     dataset = layouts.gqa(eval_models.gqa(tmp_path))
     task = VisualQuestions(dataset, "blip2-opt", "gqa")
-    rows = list(task.predict(*caption_model, batch_size=2))
+    rows = predict(task, *caption_model, batch_size=2)
     answered = [rows[0] | {"prediction": "Red."}, rows[1] | {"prediction": "no"}]
-    scores = task.score(answered)
+    scores = score(task, answered)
     assert scores["accuracy_official"].value == 0.0
     assert scores[task.primary].value == 0.5
-    assert task.breakdown(answered)["form"] == {"binary": 0.0, "open": 1.0}
+    assert task.breakdown(base.scored(task, answered))["form"] == {"binary": 0.0, "open": 1.0}
 
 
 # ---- retrieval -----------------------------------------------------------------------------------
 
 
 def test_prepare_text() -> None:
-    assert prepared('A "red" dog: (small)!  ') == "a red dog small"
-    assert len(prepared("word " * 60).split()) == 50
-
-
-def prepared(text: str) -> str:
-    return retrieval.prepare_text(text)
+    assert prepare_text('A "red" dog: (small)!  ') == "a red dog small"
+    assert len(prepare_text("word " * 60).split()) == 50
 
 
 def brute_force(model: Any, processor: Any, task: Retrieval) -> tuple[np.ndarray, np.ndarray]:
     """Similarity and matching logit of all pairs by the model's own forward, pair by pair."""
-    texts = [prepared(text) for item in task.items for text in item.captions]
+    texts = [prepare_text(text) for item in task.items for text in item.captions]
     sim = np.zeros((len(task.items), len(texts)))
     matching = np.zeros_like(sim)
     for i, item in enumerate(task.items):
@@ -214,7 +237,7 @@ def test_retrieval_equals_brute_force(
 ) -> None:
     model, processor = retrieval_model
     task = Retrieval(layouts.retrieval(coco), k_test=k_test)
-    rows = list(task.predict(model, processor, batch_size=2))
+    rows = predict(task, model, processor, batch_size=2)
     assert [row["id"] for row in rows] == task.ids
     sim, matching = brute_force(model, processor, task)
     assert sim.std() > 1e-3
@@ -235,7 +258,7 @@ def test_retrieval_equals_brute_force(
             )
             kept[query, row["candidates"]] = row["prediction"]
         expected = recall_at_k(kept, [row["positives"] for row in mine]).recall
-        scores = task.score(rows)
+        scores = score(task, rows)
         for k in (1, 5, 10):
             assert scores[f"{direction}_r{k}"].value == pytest.approx(expected[k])
     means = [np.mean([scores[f"{d}_r{k}"].value for k in (1, 5, 10)]) for d in ("txt", "img")]
@@ -243,7 +266,7 @@ def test_retrieval_equals_brute_force(
     assert scores["txt_r_mean"].value == pytest.approx(means[0])
 
 
-def test_mean_of_the_rows_r_mean_is_that_of_the_corpus(retrieval_model: tuple[Any, Any]) -> None:
+def test_r_mean_weighs_both_directions_equally(retrieval_model: tuple[Any, Any]) -> None:
     def open_image(number: int) -> Any:
         return eval_models.Image.new("RGB", (8, 8), (40 * number, 90, 20))
 
@@ -252,21 +275,34 @@ def test_mean_of_the_rows_r_mean_is_that_of_the_corpus(retrieval_model: tuple[An
         for n, colors in enumerate((["red"], ["blue", "green", "red"], ["green"], ["blue", "red"]))
     ]
     task = Retrieval(Dataset("d", "test", items))
-    rows = list(task.predict(*retrieval_model, batch_size=2))
+    first = predict(task, *retrieval_model, batch_size=2)
     # Hits and misses in both directions, as an untrained model need not have them.
     rng = np.random.default_rng(1)
-    for row in rows:
-        row["candidates"] = list(range(row["of"]))
-        row["prediction"] = rng.random(row["of"]).tolist()
-    scores = task.score(rows)
-    assert 0 < scores["txt_r_mean"].value != scores["img_r_mean"].value > 0
-    each = [task.sample_scores(row)["r_mean"] for row in rows]
-    assert np.mean(each) == pytest.approx(scores["r_mean"].value, rel=1e-14)
-    directions = [scores[f"{d}_r{k}"].value for d in ("txt", "img") for k in (1, 5, 10)]
-    assert scores["r_mean"].value == pytest.approx(np.mean(directions), rel=1e-14)
-    # Images with few captions weigh differently in a plain mean of all hits: the weight matters.
-    plain = np.mean([task.sample_scores(row)["r_mean"] / row["weight"] for row in rows])
-    assert plain != pytest.approx(scores["r_mean"].value, rel=1e-3)
+    runs = []
+    for _ in range(2):
+        runs.append(
+            [
+                row
+                | {
+                    "candidates": list(range(row["of"])),
+                    "prediction": rng.random(row["of"]).tolist(),
+                }
+                for row in first
+            ]
+        )
+    values = []
+    for rows in runs:
+        scores = score(task, rows)
+        directions = [scores[f"{d}_r{k}"].value for d in ("txt", "img") for k in (1, 5, 10)]
+        assert scores["r_mean"].value == pytest.approx(np.mean(directions), rel=1e-14)
+        # There are more captions than images: a plain mean of all rows is another number.
+        plain = np.mean([task.sample_scores(row)["r_mean"] for row in rows])
+        assert plain != pytest.approx(scores["r_mean"].value, rel=1e-3)
+        values.append(scores["r_mean"].value)
+    change = paired_rows(*(base.scored(task, rows) for rows in runs))["r_mean"]
+    assert change.value == pytest.approx(values[0] - values[1], rel=1e-12)
+    assert abs(change.value) > 0.01
+    assert change.low < change.value < change.high
 
 
 def test_retrieval_does_not_depend_on_image_token_index(
@@ -274,10 +310,10 @@ def test_retrieval_does_not_depend_on_image_token_index(
 ) -> None:
     model, processor = retrieval_model
     task = Retrieval(layouts.retrieval(coco))
-    plain = list(task.predict(model, processor, batch_size=2))
+    plain = predict(task, model, processor, batch_size=2)
     model.config.image_token_index = 4
     try:
-        assert list(task.predict(model, processor, batch_size=2)) == plain
+        assert predict(task, model, processor, batch_size=2) == plain
     finally:
         model.config.image_token_index = None
 
@@ -289,8 +325,8 @@ def test_collapsed_retrieval_gets_no_credit(retrieval_model: tuple[Any, Any]) ->
     # Equal images: every score of a text is the same for all of them.
     items = [RetrievalItem(str(n), open_image, ("a red square",)) for n in range(30)]
     task = Retrieval(Dataset("d", "test", items))
-    rows = list(task.predict(*retrieval_model, batch_size=8))
-    scores = task.score(rows)
+    rows = predict(task, *retrieval_model, batch_size=8)
+    scores = score(task, rows)
     assert scores["img_r1"].value == scores["txt_r10"].value == 0.0
     assert task.baselines()["chance"]["img_r1"] == pytest.approx(1 / 30)
 
@@ -299,10 +335,10 @@ def test_nan_scores_are_null_and_count_as_misses(coco: Path) -> None:
     model, processor = eval_models.blip2("retrieval")
     model.itm_head.weight.data.fill_(float("nan"))
     task = Retrieval(layouts.retrieval(coco))
-    rows = list(task.predict(model, processor, batch_size=2))
+    rows = predict(task, model, processor, batch_size=2)
     assert rows[0]["prediction"] == [None] * 8
-    assert task.score(rows)["txt_r5"].value == task.score(rows)["img_r1"].value == 0.0
-    assert task.score(rows)["txt_r1"].value == 0.0
+    assert score(task, rows)["txt_r5"].value == score(task, rows)["img_r1"].value == 0.0
+    assert score(task, rows)["txt_r1"].value == 0.0
     assert task.breakdown(rows)["scores"]["NaN"] == 4 * 8 + 8 * 4
     with pytest.raises(EvalError, match="k_test"):
         Retrieval(layouts.retrieval(coco), k_test=0)

@@ -15,7 +15,7 @@ from mmq_evals.metrics import agreement
 
 def test_identical_captions() -> None:
     full = {"x": "a cat ", "y": "a dog", "z": ""}
-    assert agreement.identical_captions(full, {"x": "a cat", "y": "A dog", "z": " "}) == 2 / 3
+    assert agreement.identical_captions(full, {"x": "a cat", "y": "A dog", "z": " "}) == ("x", "z")
     with pytest.raises(EvalError, match=r"the same ids, got 3 and 1; in one only: \['y', 'z'\]"):
         agreement.identical_captions(full, {"x": "a cat"})
     with pytest.raises(EvalError, match="the same ids, got 0 and 0"):
@@ -27,8 +27,7 @@ def test_answer_flips() -> None:
     quantized = {"a": "2", "b": "blue", "c": "yes", "d": "dog"}
     before, after = dict(zip(full, (1, 1, 0.3, 0), strict=True)), dict.fromkeys(full, 0.6)
     flips = agreement.answer_flips(full, quantized, before, after | {"a": 1})
-    assert flips.ids == ("b", "c", "d")
-    assert (flips.flipped, flips.right_to_wrong, flips.wrong_to_right) == (0.75, 0.25, 0.5)
+    assert flips == agreement.AnswerFlips(("b", "c", "d"), ("b",), ("c", "d"))
 
 
 def test_kl_is_torchs_and_leaves_padding_out() -> None:

@@ -4,15 +4,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from mmq_evals.errors import EvalError
-from mmq_evals.results import differing_keys, read_result, read_rows
+from mmq_evals.metrics.caption import DocumentFrequency
+from mmq_evals.results import (
+    agreement_lines,
+    compare_rows,
+    differing_keys,
+    read_result,
+    read_rows,
+)
 from mmq_evals.rows import Row
-from mmq_evals.stats import paired_difference
-from mmq_evals.tasks.base import by_metric, clusters_of
 
 SHOWN_SAMPLES = 10
 
@@ -26,9 +30,10 @@ def compare(a: Path, b: Path, *, force: bool = False, seed: int = 0) -> dict[str
         seed: of the bootstrap and the permutation test.
 
     Returns:
-        By task: ``differences`` (b - a) of every metric with interval and p-value over images,
-        ``changed`` predictions with both scores, how many samples got ``worse`` and ``better`` in
-        the primary metric, and ``protocol`` (the keys that differ).
+        By task: ``differences`` (b - a) of every score with interval and p-value over images,
+        ``agreement`` of the predictions (such as flips), the ``changed`` ones with both scores,
+        how many samples got ``worse`` and ``better`` in the primary metric, and ``protocol`` (the
+        keys that differ).
 
     Raises:
         EvalError: no task is in both runs, protocols differ without ``force``, or samples differ.
@@ -49,15 +54,19 @@ def compare(a: Path, b: Path, *, force: bool = False, seed: int = 0) -> dict[str
                 f"compare: task {name!r} ran under two protocols; different: {', '.join(keys)} "
                 "(--force compares all the same)"
             )
-        rows = [
-            read_rows((path if path.is_dir() else path.parent) / entry["rows"])
-            for path, entry in ((a, one), (b, two))
-        ]
-        found[name] = _compare_task(rows[0], rows[1], one["primary"], seed) | {"protocol": keys}
+        folders = [path if path.is_dir() else path.parent for path in (a, b)]
+        rows_a = read_rows(folders[0] / one["rows"])
+        rows_b = read_rows(folders[1] / two["rows"])
+        table = one.get("document_frequency")
+        df = None if table is None else DocumentFrequency.load(folders[0] / table)
+        changes = _compare_task(rows_a, rows_b, one["primary"], df, seed)
+        found[name] = changes | {"protocol": keys}
     return found
 
 
-def _compare_task(a: Sequence[Row], b: Sequence[Row], primary: str, seed: int) -> dict[str, Any]:
+def _compare_task(
+    a: Sequence[Row], b: Sequence[Row], primary: str, df: DocumentFrequency | None, seed: int
+) -> dict[str, Any]:
     old = {row["id"]: row for row in a}
     new = {row["id"]: row for row in b}
     if old.keys() != new.keys():
@@ -66,20 +75,13 @@ def _compare_task(a: Sequence[Row], b: Sequence[Row], primary: str, seed: int) -
             f"compare: expected the same samples, got {len(old)} and {len(new)}; in one only: "
             f"{odd[:5]}"
         )
-    scores = [by_metric(rows, {row["id"]: row["scores"] for row in rows}) for rows in (a, b)]
-    clusters = clusters_of(a)
     moved = {
         key: new[key]["scores"].get(primary, 0.0) - row["scores"].get(primary, 0.0)
         for key, row in old.items()
     }
     return {
         "primary": primary,
-        "samples": len(old),
-        "differences": {
-            metric: asdict(paired_difference(values, scores[0][metric], clusters, seed=seed))
-            for metric, values in scores[1].items()
-            if metric in scores[0]
-        },
+        **compare_rows(b, a, primary, df=df, seed=seed),
         "worse": sum(change < 0 for change in moved.values()),
         "better": sum(change > 0 for change in moved.values()),
         "changed": [
@@ -112,6 +114,7 @@ def format_comparison(found: dict[str, Any], samples: int = SHOWN_SAMPLES) -> st
                 f"{100 * change['high']:+.2f}]  p {change['p_value']:.4f}"
                 + ("  *" if metric == task["primary"] else "")
             )
+        lines += agreement_lines(task["agreement"])
         moved = sorted(
             task["changed"],
             key=lambda row: -abs((row["score_b"] or 0.0) - (row["score_a"] or 0.0)),

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from mmq_evals.errors import EvalError
+from mmq_evals.metrics.caption import DocumentFrequency
 from mmq_evals.rows import Row
-from mmq_evals.stats import paired_difference
-from mmq_evals.tasks.base import Task, by_metric, clusters_of
+from mmq_evals.summary import agreement_rows, paired_rows
 
 FORMAT = "mmq-eval-result"
 FORMAT_VERSION = 1
@@ -99,22 +99,39 @@ def check_reference(path: Path, protocols: dict[str, dict[str, Any]]) -> dict[st
 
 
 def compare_rows(
-    task: Task, rows: Sequence[Row], reference: Sequence[Row], seed: int
+    rows: Sequence[Row],
+    reference: Sequence[Row],
+    primary: str,
+    *,
+    df: DocumentFrequency | None = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
-    """Paired differences and agreement, over the samples that both runs could score."""
+    """Paired ``differences`` of every score and ``agreement``, over the samples that both runs
+    could score, of which there are ``samples``; see `paired_rows` and `agreement_rows`.
+
+    Raises:
+        EvalError: no sample was scored in both runs.
+    """
     both = {row["id"] for row in rows} & {row["id"] for row in reference}
     if not both:
         raise EvalError("reference: no sample was scored in both runs")
     rows = [row for row in rows if row["id"] in both]
     reference = [row for row in reference if row["id"] in both]
-    mine = by_metric(rows, {row["id"]: task.sample_scores(row) for row in rows})
-    theirs = by_metric(reference, {row["id"]: task.sample_scores(row) for row in reference})
-    clusters = clusters_of(rows)
+    differences = paired_rows(rows, reference, seed=seed)
     return {
-        "differences": {
-            metric: asdict(paired_difference(mine[metric], theirs[metric], clusters, seed=seed))
-            for metric in mine
-        },
-        "agreement": task.agreement(rows, reference),
+        "differences": {metric: asdict(value) for metric, value in differences.items()},
+        "agreement": agreement_rows(rows, reference, primary, df=df, seed=seed),
         "samples": len(both),
     }
+
+
+def agreement_lines(agreement: dict[str, dict[str, Any]]) -> list[str]:
+    """A line for every measure of agreement, times 100, with its interval and count."""
+    lines = []
+    for name, found in agreement.items():
+        line = f"  {name}: {100 * found['value']:.2f}"
+        line += f" [{100 * found['low']:.2f}, {100 * found['high']:.2f}]"
+        if "count" in found:
+            line += f" ({found['count']} of {found['samples']})"
+        lines.append(line)
+    return lines

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from mmq.linear import QuantLinear
 from mmq_evals.errors import EvalError
 
 Row = dict[str, Any]
@@ -55,8 +56,12 @@ WHOLE = Shard()
 
 
 def model_fingerprint(model: torch.nn.Module) -> str:
-    """SHA-256 of all tensors of the state dict with their names, types and shapes."""
+    """SHA-256 of all tensors of the state dict with their names, types and shapes, and of the
+    modes in which packed linears run."""
     digest = hashlib.sha256()
+    for name, module in model.named_modules():
+        if isinstance(module, QuantLinear):
+            digest.update(f"{name} {module.mode}\n".encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)

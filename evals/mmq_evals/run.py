@@ -14,9 +14,11 @@ import json
 import logging
 import os
 import platform
+import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from mmq_evals.results import (
     FORMAT,
     FORMAT_VERSION,
     RESULT_FILE,
+    agreement_lines,
     check_reference,
     compare_rows,
     protocol_hash,
@@ -36,15 +39,26 @@ from mmq_evals.results import (
 )
 from mmq_evals.rows import WHOLE, Row, RowStore, Shard, model_fingerprint
 from mmq_evals.stats import detectable_line
-from mmq_evals.tasks.base import Task, clusters_of
-from mmq_evals.tasks.build import Data, build_tasks, model_class, tasks_for
+from mmq_evals.summary import clusters_of, score_rows
+from mmq_evals.tasks.base import Task, scored
+from mmq_evals.tasks.build import (
+    Data,
+    Limit,
+    build_tasks,
+    limit_of,
+    model_class,
+    tasks_for,
+)
 from mmq_evals.tasks.captioning import Captioning
 
 __all__ = [
+    "Prepared",
     "evaluate",
+    "evaluate_prepared",
     "format_result",
     "make_folder",
     "predict_shard",
+    "prepare",
     "protocol_hash",
     "read_result",
     "tasks_for",
@@ -54,9 +68,25 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_BATCH_SIZE = 32
 POLL_SECONDS = 1.0
+# Folder of the output folder for features of images while a run is under way.
+FEATURES = "features.part"
 
-# Called after every row with the task's name, the rows done and the rows in all.
+# Called after every row (of retrieval: image) with the task's name, those done and those in all.
 Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Tasks built once for a model, to be run with any weights of it; see `prepare`."""
+
+    tasks: dict[str, Task]
+    protocols: dict[str, dict[str, Any]]
+    batch_size: int
+
+    @cached_property
+    def baselines(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Scores without the image, by task."""
+        return {name: task.baselines() for name, task in self.tasks.items()}
 
 
 def evaluate(
@@ -70,6 +100,7 @@ def evaluate(
     limit: int | None = None,
     batch_size: int = DEFAULT_BATCH_SIZE,
     seed: int = 0,
+    features: Path | None = None,
     reference: Path | None = None,
     progress: Progress | None = None,
     announce: Callable[[str], None] | None = None,
@@ -90,6 +121,8 @@ def evaluate(
             of the whole split.
         batch_size: images or questions a batch.
         seed: of the bootstrap; nothing else is random.
+        features: folder in which features of images are kept for other runs with the same images
+            and the same vision tower. None keeps them in ``out_dir`` until the run is done.
         reference: ``result.json`` (or its folder) of a run to compare with, over the same samples
             under the same protocol: paired differences, p-values and agreement are added.
         progress: called after every row.
@@ -105,7 +138,37 @@ def evaluate(
             reference is of another protocol, or no image decodes. All but the last are found before
             the model runs. Single images that do not decode are counted, named and not scored.
     """
-    built, protocols = _tasks_of(model, processor, tasks, data, split, limit, batch_size)
+    prepared = prepare(
+        model, processor, tasks, data=data, split=split, limit=limit, batch_size=batch_size
+    )
+    return evaluate_prepared(
+        model,
+        processor,
+        prepared,
+        out_dir=out_dir,
+        seed=seed,
+        reference=reference,
+        features=features,
+        progress=progress,
+        announce=announce,
+    )
+
+
+def evaluate_prepared(
+    model: Any,
+    processor: Any,
+    prepared: Prepared,
+    *,
+    out_dir: Path,
+    seed: int = 0,
+    reference: Path | None = None,
+    features: Path | None = None,
+    progress: Progress | None = None,
+    announce: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """`evaluate` on tasks that are built already; many runs of one model share them."""
+    built, protocols, batch_size = prepared.tasks, prepared.protocols, prepared.batch_size
+    _check_finite(model)
     references = None if reference is None else check_reference(reference, protocols)
     fingerprint, stores = _open_stores(model, protocols, out_dir)
     for store in stores.values():
@@ -134,13 +197,14 @@ def evaluate(
         started = time.monotonic()
         part = out_dir / f"{name}.jsonl.part"
         parts[part] = out_dir / f"{name}.jsonl"
-        _predict(task, model, processor, batch_size, stores[name], WHOLE, progress)
-        found = stores[name].read()
-        failed = {key: row["failed"] for key, row in found.items() if "failed" in row}
-        rows = [found[row_id] for row_id in task.ids if row_id not in failed]
+        scratch = features or out_dir / FEATURES
+        _predict(task, model, processor, batch_size, stores[name], WHOLE, scratch, progress)
+        found = task.rows(stores[name].read())
+        failed = {row["id"]: row["failed"] for row in found if "failed" in row}
+        rows = scored(task, [row for row in found if "failed" not in row])
         if not rows:
             raise EvalError(f"{name}: no image decodes: {next(iter(failed.values()), 'no items')}")
-        _write_rows(part, task, rows)
+        _write_rows(part, rows)
         predicted = time.monotonic()
         entry: dict[str, Any] = {
             "rows": parts[part].name,
@@ -151,20 +215,26 @@ def evaluate(
                 "clusters": len(set(clusters_of(rows).values())),
                 "failed": len(failed),
             },
-            "failed": {row_id: failed[row_id] for row_id in task.ids if row_id in failed},
-            "scores": {key: asdict(value) for key, value in task.score(rows, seed=seed).items()},
+            "failed": failed,
+            "scores": {key: asdict(value) for key, value in score_rows(rows, seed=seed).items()},
             "breakdown": task.breakdown(rows),
-            "baselines": task.baselines(),
+            "baselines": prepared.baselines[name],
             "detectable": detectable[name],
             "protocol": protocols[name],
             "protocol_hash": protocol_hash(protocols[name]),
         }
-        if isinstance(task, Captioning) and limit is not None:
+        if isinstance(task, Captioning) and task.limit is not None:
             # The references in the rows do not give the table of the whole split.
             entry["document_frequency"] = f"{name}.df.json"
             task.df.save(out_dir / entry["document_frequency"])
         if references is not None:
-            entry["against_reference"] = compare_rows(task, rows, references[name], seed)
+            entry["against_reference"] = compare_rows(
+                rows,
+                references[name],
+                task.primary,
+                df=task.df if isinstance(task, Captioning) else None,
+                seed=seed,
+            )
         entry["seconds"] = {
             "predict": round(predicted - started, 3),
             "score": round(time.monotonic() - predicted, 3),
@@ -176,6 +246,7 @@ def evaluate(
     write_json(out_dir / RESULT_FILE, result)
     for store in stores.values():
         store.remove()
+    shutil.rmtree(out_dir / FEATURES, ignore_errors=True)
     return result
 
 
@@ -190,51 +261,65 @@ def predict_shard(
     split: str = "test",
     limit: int | None = None,
     batch_size: int = DEFAULT_BATCH_SIZE,
+    features: Path | None = None,
     progress: Progress | None = None,
     wait: bool = False,
 ) -> bool:
     """Predict one process's share of the batches; `evaluate` with the same arguments scores them.
 
-    Retrieval is not divided: the first process does it. What others have already predicted, in
-    whatever number of processes, is left out. Returns whether the rows of all shards are there;
-    with ``wait`` not before they are.
+    What others have already predicted, in whatever number of processes, is left out. Returns
+    whether the rows of all shards are there; with ``wait`` not before they are.
 
     Raises:
         EvalError: as `evaluate`.
     """
-    built, protocols = _tasks_of(model, processor, tasks, data, split, limit, batch_size)
-    _, stores = _open_stores(model, protocols, out_dir)
+    prepared = prepare(
+        model, processor, tasks, data=data, split=split, limit=limit, batch_size=batch_size
+    )
+    built = prepared.tasks
+    _check_finite(model)
+    _, stores = _open_stores(model, prepared.protocols, out_dir)
     for name, task in built.items():
-        _predict(task, model, processor, batch_size, stores[name], shard, progress)
+        scratch = features or out_dir / FEATURES
+        _predict(task, model, processor, batch_size, stores[name], shard, scratch, progress)
 
     def complete() -> bool:
-        return all(stores[name].read().keys() >= set(task.ids) for name, task in built.items())
+        return all(stores[name].read().keys() >= set(task.part_ids) for name, task in built.items())
 
     while wait and not complete():
         time.sleep(POLL_SECONDS)
     return complete()
 
 
-def _tasks_of(
+def prepare(
     model: Any,
     processor: Any,
     tasks: Sequence[str] | None,
-    data: Data,
-    split: str,
-    limit: int | None,
-    batch_size: int,
-) -> tuple[dict[str, Task], dict[str, dict[str, Any]]]:
-    """The tasks of a run and their protocols, with every check that needs no prediction."""
+    *,
+    data: Data = "tiny",
+    split: str = "test",
+    limit: Limit = None,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+) -> Prepared:
+    """The tasks of a run and their protocols; arguments as `evaluate`.
+
+    ``limit`` may be by task, without an entry for those that are not limited.
+
+    Raises:
+        EvalError: all that `evaluate` raises without looking at the weights.
+    """
     if batch_size < 1:
         raise EvalError(f"batch_size: expected at least 1, got {batch_size}")
     if tasks is None:
         tasks = tasks_for(model, data)
         if not tasks:
             raise EvalError(f"data: {data} has no dataset for any task of {model_class(model)}")
-    built = build_tasks(model, tasks, data, split, limit)
-    _check_finite(model)
     common = _common_protocol(model, processor, batch_size)
-    return built, {name: _protocol(task, common, limit) for name, task in built.items()}
+    built = build_tasks(model, tasks, data, split, limit)
+    protocols = {
+        name: _protocol(task, common, limit_of(limit, name)) for name, task in built.items()
+    }
+    return Prepared(built, protocols, batch_size)
 
 
 def _open_stores(
@@ -298,8 +383,8 @@ def format_result(result: dict[str, Any]) -> str:
                 f"{key} {100 * scores[key]:.2f}" for key in entry["shown"] if key in scores
             )
             lines.append(f"  {baseline}: {shown}")
-        for key, value in entry.get("against_reference", {}).get("agreement", {}).items():
-            lines.append(f"  {key}: {100 * value:.2f}")
+        agreement = entry.get("against_reference", {}).get("agreement", {})
+        lines += agreement_lines(agreement)
     return "\n".join(lines)
 
 
@@ -362,19 +447,22 @@ def _predict(
     batch_size: int,
     store: RowStore,
     shard: Shard,
+    scratch: Path,
     progress: Progress | None,
 ) -> None:
-    """Predict what is missing of a shard, storing every row as it comes."""
-    total, done = len(task.ids), store.read()
+    """Predict what is missing of a shard, storing every part as it comes."""
+    total, done = len(task.part_ids), store.read()
     if done:
-        logger.info("%s: going on after %d of %d rows", task.name, len(done), total)
-    rows = task.predict(model, processor, batch_size=batch_size, done=done, shard=shard)
+        logger.info("%s: going on after %d of %d", task.name, len(done), total)
+    rows = task.predict(
+        model, processor, batch_size=batch_size, scratch=scratch, done=done, shard=shard
+    )
     for count, _ in enumerate(store.append(rows, done, shard), start=len(done) + 1):
         if progress is not None:
             progress(task.name, count, total)
 
 
-def _write_rows(path: Path, task: Task, rows: Sequence[Row]) -> None:
+def _write_rows(path: Path, rows: Sequence[Row]) -> None:
     with path.open("w", encoding="ascii") as file:
         for row in rows:
-            file.write(json.dumps({**row, "scores": task.sample_scores(row)}) + "\n")
+            file.write(json.dumps(row) + "\n")

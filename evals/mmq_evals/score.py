@@ -20,14 +20,12 @@ from mmq_evals.metrics import gqa, vqa
 from mmq_evals.metrics.caption import (
     DocumentFrequency,
     bleu,
-    bleu_from_statistics,
     cider,
     document_frequency,
     rouge_l,
 )
 from mmq_evals.metrics.inputs import Hypotheses, References
 from mmq_evals.metrics.java import JavaUnavailableError, find_java, java_version, meteor, spice
-from mmq_evals.metrics.retrieval import best_rank
 from mmq_evals.predictions import (
     Question,
     gqa_groups,
@@ -36,7 +34,8 @@ from mmq_evals.predictions import (
     read_questions,
     read_references,
 )
-from mmq_evals.stats import bootstrap_mean, bootstrap_statistic, bootstrap_statistics
+from mmq_evals.stats import bootstrap_mean
+from mmq_evals.summary import bleu_corpus, retrieval_scores, score_rows
 
 FORMAT = "mmq-scores"
 FORMAT_VERSION = 1
@@ -131,13 +130,10 @@ def _score_bleu(
     samples: Samples,
 ) -> None:
     result = bleu(references, predictions, tokenizer=tokenizer)
-    rows = zip(result.per_image, result.statistics, strict=True)
-    statistics = {key: row.tolist() for key, row in rows}
-    intervals = bootstrap_statistics(statistics, bleu_from_statistics, seed=seed)
-    for order, interval in enumerate(intervals, start=1):
-        scores[f"bleu_{order}"] = asdict(interval)
-        for key, values in result.per_image.items():
-            samples[key][f"bleu_{order}"] = values[order - 1]
+    intervals = bleu_corpus(result).intervals(seed)
+    scores |= {name: asdict(interval) for name, interval in intervals.items()}
+    for key, values in result.per_image.items():
+        samples[key] |= dict(zip(intervals, values, strict=True))
 
 
 def score_vqa(
@@ -210,47 +206,18 @@ def score_retrieval(
         ties: rule for equal scores, one of `mmq_evals.metrics.retrieval.TIES`.
 
     Raises:
-        EvalError: no rows, a field is missing, or as `best_rank`.
+        EvalError: no rows, a field is missing, or as `retrieval_scores`.
     """
-    samples: Samples = {}
-    clusters: dict[str, str] = {}
+    scored = []
     for row in rows:
         try:
-            scores = np.full(row["of"], -np.inf)
-            scores[row["candidates"]] = [
-                -np.inf if score is None else score for score in row["prediction"]
-            ]
-            rank = best_rank(scores, row["positives"], ties=ties)
-            direction, key, clusters[row["id"]] = row["direction"], row["id"], row["cluster"]
+            kept = {key: row[key] for key in ("id", "cluster", "direction")}
+            scored.append({**kept, "scores": retrieval_scores(row, ties=ties)})
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise EvalError(f"retrieval: a row is out of form: {error!r}") from None
-        hits = {f"{direction}_r{k}": float(rank < k) for k in (1, 5, 10)}
-        samples[key] = {**hits, f"{direction}_r_mean": sum(hits.values()) / len(hits)}
-    scores_by_metric: dict[str, dict[str, float]] = {}
-    for key, row_scores in samples.items():
-        for metric, value in row_scores.items():
-            scores_by_metric.setdefault(metric, {})[key] = value
-    intervals = {
-        metric: asdict(bootstrap_mean(values, clusters, seed=seed))
-        for metric, values in sorted(scores_by_metric.items())
-    }
-    if {"txt_r_mean", "img_r_mean"} <= intervals.keys():
-        intervals["r_mean"] = _mean_of_directions(samples, clusters, seed)
+    intervals = {metric: asdict(value) for metric, value in score_rows(scored, seed=seed).items()}
+    samples = {row["id"]: row["scores"] for row in scored}
     return _report("retrieval", {"ties": ties}, intervals, samples, {})
-
-
-def _mean_of_directions(samples: Samples, clusters: Mapping[str, str], seed: int) -> dict[str, Any]:
-    """Mean of the two directions' means. Images differ in captions, so it is a ratio of sums."""
-    sums: dict[str, list[float]] = {}
-    for key, row in samples.items():
-        columns = sums.setdefault(clusters[key], [0.0] * 4)
-        for first, name in ((0, "txt_r_mean"), (2, "img_r_mean")):
-            if name in row:
-                columns[first] += row[name]
-                columns[first + 1] += 1.0
-    return asdict(
-        bootstrap_statistic(sums, lambda s: (s[:, 0] / s[:, 1] + s[:, 2] / s[:, 3]) / 2, seed=seed)
-    )
 
 
 def score_result(folder: Path, *, seed: int = 0) -> dict[str, dict[str, Any]]:

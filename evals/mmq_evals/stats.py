@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -71,9 +72,9 @@ def bootstrap_mean(
         EvalError: no values, a value that is not finite, or a sample without a cluster.
     """
     sums = _cluster_sums({key: (value, 1.0) for key, value in values.items()}, clusters)
-    low, high = _percentiles(
+    low, high = percentiles(
         np.concatenate(
-            [_ratio(block @ sums) for block in _bootstrap_weights(len(sums), resamples, seed)]
+            [_ratio(block @ sums) for block in bootstrap_weights(len(sums), resamples, seed)]
         )
     )
     value = float(_ratio(sums.sum(axis=0)))
@@ -111,11 +112,11 @@ def bootstrap_statistics(
     """As `bootstrap_statistic` for M values of the same sums: ``function`` gives shape (B, M)."""
     sums = _cluster_sums(statistics, None)
     resampled = np.concatenate(
-        [function(block @ sums) for block in _bootstrap_weights(len(sums), resamples, seed)]
+        [function(block @ sums) for block in bootstrap_weights(len(sums), resamples, seed)]
     )
     values = function(sums.sum(axis=0, keepdims=True))[0]
     return [
-        Interval(float(value), *_percentiles(column), len(sums), len(sums))
+        Interval(float(value), *percentiles(column), len(sums), len(sums))
         for value, column in zip(values, resampled.T, strict=True)
     ]
 
@@ -135,19 +136,17 @@ def paired_difference(
     """
     _check_ids(a, b)
     sums = _cluster_sums({key: (a[key] - b[key], 1.0) for key in a}, clusters)
-    low, high = _percentiles(
+    low, high = percentiles(
         np.concatenate(
-            [_ratio(block @ sums) for block in _bootstrap_weights(len(sums), resamples, seed)]
+            [_ratio(block @ sums) for block in bootstrap_weights(len(sums), resamples, seed)]
         )
     )
     total = sums[:, 0]
     observed = abs(total.sum())
     # Equal sums taken in another order may differ in the last bits; they count as ties.
     margin = 1e-9 * float(np.abs(total).sum())
-    rng = np.random.default_rng(seed + 1)
     extreme = 0
-    for size in _block_sizes(len(total), resamples):
-        signs = rng.integers(0, 2, (size, len(total)), dtype=np.int8) * 2.0 - 1.0
+    for signs in _signs(len(total), resamples, seed + 1):
         extreme += int((np.abs(signs @ total) >= observed - margin).sum())
     return PairedDifference(
         value=float(_ratio(sums.sum(axis=0))),
@@ -230,21 +229,21 @@ def detectable_line(metric: str, samples: int) -> str:
     )
 
 
-def paired_statistic(
+def paired_statistics(
     a: Mapping[str, Sequence[float]],
     b: Mapping[str, Sequence[float]],
     function: Callable[[FloatArray], FloatArray],
     *,
     seed: int = 0,
     resamples: int = RESAMPLES,
-) -> PairedDifference:
+) -> list[PairedDifference]:
     """``function`` of the sums of ``a`` minus that of ``b``, such as corpus BLEU of two runs.
 
     Clusters are resampled jointly; under the null hypothesis a cluster's two runs may be swapped.
 
     Args:
         a, b: cluster id to K additive statistics.
-        function: maps summed statistics, shape (B, K), to values, shape (B,).
+        function: maps summed statistics, shape (B, K), to M values, shape (B, M).
 
     Raises:
         EvalError: the ids differ, or as `bootstrap_statistic`.
@@ -253,21 +252,24 @@ def paired_statistic(
     first, second = _cluster_sums(a, None), _cluster_sums(b, None)
     n = len(first)
     total, half = (first + second).sum(axis=0), (first - second) / 2.0
-    observed = float((function(first.sum(axis=0)[None]) - function(second.sum(axis=0)[None]))[0])
+    observed = (function(first.sum(axis=0)[None]) - function(second.sum(axis=0)[None]))[0]
     resampled = [
         function(block @ first) - function(block @ second)
-        for block in _bootstrap_weights(n, resamples, seed)
+        for block in bootstrap_weights(n, resamples, seed)
     ]
-    low, high = _percentiles(np.concatenate(resampled))
-    rng = np.random.default_rng(seed + 1)
-    extreme = 0
-    for size in _block_sizes(n, resamples):
-        signs = rng.integers(0, 2, (size, n), dtype=np.int8) * 2.0 - 1.0
+    extreme = np.zeros(len(observed), dtype=np.int64)
+    for signs in _signs(n, resamples, seed + 1):
         shift = signs @ half
         swapped = function(total / 2.0 + shift) - function(total / 2.0 - shift)
         # Equal sums taken in another order may differ in the last bits; they count as ties.
-        extreme += int((np.abs(swapped) >= abs(observed) - 1e-12).sum())
-    return PairedDifference(observed, low, high, (1 + extreme) / (1 + resamples), n, n)
+        extreme += (np.abs(swapped) >= np.abs(observed) - 1e-12).sum(axis=0)
+    p_values = (1 + extreme) / (1 + resamples)
+    return [
+        PairedDifference(float(value), *percentiles(column), float(p_value), n, n)
+        for value, column, p_value in zip(
+            observed, np.concatenate(resampled).T, p_values, strict=True
+        )
+    ]
 
 
 def _check_ids(a: Mapping[str, object], b: Mapping[str, object]) -> None:
@@ -311,19 +313,58 @@ def _block_sizes(n: int, resamples: int) -> Iterator[int]:
         yield min(size, resamples - start)
 
 
-def _bootstrap_weights(n: int, resamples: int, seed: int) -> Iterator[FloatArray]:
+def bootstrap_weights(n: int, resamples: int, seed: int) -> Iterator[FloatArray]:
     """Blocks of shape (b, n): how often each of n clusters was drawn in each of b resamples."""
+    sizes = list(_block_sizes(n, resamples))
+    if len(sizes) == 1:
+        yield _one_block(n, resamples, seed)
+        return
     rng = np.random.default_rng(seed)
-    for size in _block_sizes(n, resamples):
-        drawn = rng.integers(0, n, (size, n))
-        drawn += np.arange(size)[:, None] * n
-        yield np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n).astype(np.float64)
+    for size in sizes:
+        yield _draw(rng, n, size)
+
+
+@lru_cache(maxsize=4)
+def _one_block(n: int, resamples: int, seed: int) -> FloatArray:
+    """All weights where they fit into a block: every metric of a run asks for the same."""
+    block = _draw(np.random.default_rng(seed), n, resamples)
+    block.setflags(write=False)
+    return block
+
+
+def _draw(rng: np.random.Generator, n: int, size: int) -> FloatArray:
+    drawn = rng.integers(0, n, (size, n))
+    drawn += np.arange(size)[:, None] * n
+    return np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n).astype(np.float64)
+
+
+def _signs(n: int, resamples: int, seed: int) -> Iterator[FloatArray]:
+    """Blocks of shape (b, n) of random signs, -1 or 1."""
+    sizes = list(_block_sizes(n, resamples))
+    if len(sizes) == 1:
+        yield _one_block_of_signs(n, resamples, seed)
+        return
+    rng = np.random.default_rng(seed)
+    for size in sizes:
+        yield _draw_signs(rng, n, size)
+
+
+@lru_cache(maxsize=4)
+def _one_block_of_signs(n: int, resamples: int, seed: int) -> FloatArray:
+    block = _draw_signs(np.random.default_rng(seed), n, resamples)
+    block.setflags(write=False)
+    return block
+
+
+def _draw_signs(rng: np.random.Generator, n: int, size: int) -> FloatArray:
+    return np.asarray(rng.integers(0, 2, (size, n), dtype=np.int8) * 2.0 - 1.0)
 
 
 def _ratio(sums: FloatArray) -> FloatArray:
     return np.asarray(sums[..., 0] / sums[..., 1], dtype=np.float64)
 
 
-def _percentiles(values: FloatArray) -> tuple[float, float]:
+def percentiles(values: FloatArray) -> tuple[float, float]:
+    """The ends of the percentile interval of resampled values."""
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)

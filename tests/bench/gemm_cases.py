@@ -16,8 +16,6 @@ from torch import Tensor
 
 from mmq_ext import ops
 
-SHAPES = ((4096, 4096), (1408, 6144))  # (k, n)
-ROWS = (1, 8, 64, 512)
 BEYOND_CACHE_BYTES = 128 * 2**20
 
 
@@ -46,6 +44,12 @@ def torch_fp32(m: int, k: int, n: int) -> Case:
     return Case("torch fp32", lambda: torch.nn.functional.linear(x, *weights()), size)
 
 
+def torch_bf16(m: int, k: int, n: int) -> Case:
+    x = torch.randn(m, k).bfloat16()
+    weights, size = _rotating(lambda: (torch.randn(n, k).bfloat16(),))
+    return Case("torch bf16", lambda: torch.nn.functional.linear(x, *weights()), size)
+
+
 def aten_int4(m: int, k: int, n: int, group_size: int) -> Case:
     """bf16 activations, groups of 32, 64, 128 or 256 only."""
     x = torch.randn(m, k).bfloat16()
@@ -69,8 +73,10 @@ def ours(m: int, k: int, n: int, group_size: int, bits: int, mode: str) -> Case:
     groups = ops.group_count(k, group_size)
 
     def make() -> tuple[Tensor, ...]:
-        tiles = torch.randint(0, 256, (ops.tiles_bytes(n, k, bits),), dtype=torch.uint8)
-        return tiles, torch.rand(ops.affine_floats(n, groups))
+        words = torch.randint(-(2**31), 2**31, (n, ops.row_words(k, bits)), dtype=torch.int32)
+        scales = torch.rand(n, groups).half()
+        affine = ops.repack_affine(scales, None, bits, float_zero=False)
+        return ops.repack(words, bits, k), affine
 
     weights, size = _rotating(make)
 

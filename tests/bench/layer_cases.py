@@ -43,23 +43,6 @@ def gptq_loop(w: Tensor, h: Tensor, bits: int, group_size: int, block: int = 128
     return w_hat
 
 
-def awq_loop(w: Tensor, x: Tensor, candidates: Tensor, bits: int, group_size: int) -> Tensor:
-    """The output error of every candidate scale, float32 [count]: quantize, multiply, sum."""
-    n, k = w.shape
-    top = (1 << bits) - 1
-    errors = []
-    for s in candidates:
-        scaled = (w * s).view(n, k // group_size, group_size)
-        low = scaled.amin(dim=2, keepdim=True).clamp(max=0)
-        high = scaled.amax(dim=2, keepdim=True).clamp(min=0)
-        scale = ((high - low) / top).half().float().clamp(min=2.0**-14)
-        zero = torch.round(-low / scale).clamp(0, top)
-        codes = (torch.round(scaled / scale) + zero).clamp(0, top)
-        difference = w - ((codes - zero) * scale).view(n, k) / s
-        errors.append((difference @ x.T).square().sum())
-    return torch.stack(errors)
-
-
 def half_of_blas(x: Tensor, out: Tensor) -> None:
     """x^T x by one product, which does twice the work of a symmetric one."""
     torch.mm(x.T, x, out=out)

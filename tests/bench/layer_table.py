@@ -20,20 +20,19 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from layer_cases import awq_loop, gptq_loop, half_of_blas
+from layer_cases import gptq_loop, half_of_blas
+from quant_cases import awq_pair
 from torch import Tensor
 
 import mmq
 import mmq_ext
-from mmq.awq import awq_scales, error_factor, scale_candidates
+from mmq.awq import awq_scales, error_factor
 from mmq.hessian import Hessian, stats_of
 from mmq.options import AwqOptions, GptqOptions
 from mmq.report import make_report, output_error
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 SHAPES = ((4096, 4096), (1408, 6144))  # k -> n
 BITS, GROUP = 4, 128
 EXPONENTS = 20
@@ -126,8 +125,6 @@ def awq_row(k: int, n: int, rounds: int) -> Row:
     w = torch.randn(n, k, generator=torch.Generator().manual_seed(1)) * 0.02
     x, spec = inputs(k, 2048), mmq.QuantSpec(BITS, GROUP)
     mean_abs = x.abs().mean(dim=0)
-    options = AwqOptions(steps=EXPONENTS - 1)
-    _, candidates = scale_candidates(mean_abs, options)
     found = {}
 
     def search(how: str) -> None:
@@ -137,7 +134,7 @@ def awq_row(k: int, n: int, rounds: int) -> Row:
     sides: dict[str, Callable[[], object]] = {
         "ranked": lambda: search("ranked"),
         "exhaustive": lambda: search("exhaustive"),
-        "torch": lambda: awq_loop(w, x, candidates, BITS, GROUP),
+        "torch": awq_pair(k, n, tokens=2048, count=EXPONENTS)[1],
     }
     row = compare("awq", f"{k} -> {n}", sides, rounds)
     least = min(found["exhaustive"].errors)

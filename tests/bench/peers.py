@@ -1,24 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Other libraries' packed products as benchmark cases: ONNX Runtime and OpenVINO.
+"""Other libraries' packed products as benchmark cases: ONNX Runtime, OpenVINO and ggml.
 
-Each is installed by `pip install -e .[bench]`; one that is missing is named and left out. Weights
-are random; their values do not change what a kernel does. Like ours, every case holds enough copies
-of its weights to exceed the caches, each in a session of its own.
+The first two are installed by `pip install -e .[bench]`, ggml as ggml.py says; one that is missing
+is named and left out. Weights are random; their values do not change what a kernel does. Like ours,
+every case holds enough copies of its weights to exceed the caches, each in a session of its own.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import ggml
 import numpy as np
 import torch
 from gemm_cases import BEYOND_CACHE_BYTES, Case
 
 Run = Callable[[], Any]
-Maker = Callable[[int, int, int, int, int], Case]  # m, k, n, group_size, bits
+Maker = Callable[[int, int, int], Case]  # m, k, n
 
 
 def has(package: str) -> bool:
@@ -123,26 +125,52 @@ def openvino(
     return Case(f"OpenVINO {bits}b", _in_turn(make, size, m), size)
 
 
+# --- ggml -----------------------------------------------------------------------------------------
+
+
+def ggml_product(name: str, m: int, k: int, n: int) -> Case:
+    """One of ggml's formats, with the groups that it has."""
+    made: list[ggml.Product] = []
+
+    def make() -> Run:
+        made.append(ggml.Product(name, m, k, n, torch.get_num_threads()))
+        return made[-1].run
+
+    first = ggml.row_bytes(name, k) * n
+    run = _in_turn(make, first, m)
+    return Case(f"ggml {name}", run, made[0].bytes)
+
+
 # --- which peers there are ------------------------------------------------------------------------
 
 
-def exact_peers(bits: int, group_size: int, k: int) -> dict[str, Maker]:
-    """Peers that multiply with fp32 activations at this width and group size."""
-    found: dict[str, Maker] = {}
-    if has("openvino") and bits in (4, 8) and (group_size == -1 or k % group_size == 0):
-        found["OpenVINO"] = openvino
-    if has("onnxruntime") and has("onnx") and bits in (4, 8) and group_size in (32, 64, 128):
-        found["ORT"] = lambda *a: onnxruntime(*a, int8=False)
+def _next_width(bits: int, widths: Sequence[int]) -> int:
+    return min(width for width in widths if width >= bits)
+
+
+def exact_peers(bits: int, group_size: int, k: int) -> list[Maker]:
+    """Peers that multiply with fp32 activations, at this width or the next that they have."""
+    width = _next_width(bits, (4, 8))
+    found: list[Maker] = []
+    if has("openvino") and (group_size == -1 or k % group_size == 0):
+        found.append(lambda m, k, n: openvino(m, k, n, group_size, width))
+    if has("onnxruntime") and has("onnx") and group_size in (32, 64, 128):
+        found.append(lambda m, k, n: onnxruntime(m, k, n, group_size, width, int8=False))
     return found
 
 
-def int8_peers(bits: int, group_size: int) -> dict[str, Maker]:
-    """Peers that quantize activations to 8 bits."""
-    found: dict[str, Maker] = {}
-    if has("onnxruntime") and has("onnx") and bits in (2, 4, 8) and group_size in (32, 64, 128):
-        found["ORT"] = lambda *a: onnxruntime(*a, int8=True)
+def int8_peers(bits: int, group_size: int, k: int) -> list[Maker]:
+    """Peers that quantize activations to 8 bits, at this width or the next that they have."""
+    found: list[Maker] = []
+    if has("onnxruntime") and has("onnx") and group_size in (32, 64, 128):
+        width = _next_width(bits, (2, 4, 8))
+        found.append(lambda m, k, n: onnxruntime(m, k, n, group_size, width, int8=True))
+    if ggml.installed():
+        names = next(f for b in range(bits, 9) if (f := ggml.formats(b, k)))
+        found += [functools.partial(ggml_product, name) for name in names]
     return found
 
 
-def missing() -> Sequence[str]:
-    return [p for p in ("onnxruntime", "onnx", "openvino") if not has(p)]
+def missing() -> list[str]:
+    absent = [p for p in ("onnxruntime", "onnx", "openvino") if not has(p)]
+    return absent if ggml.installed() else [*absent, "llama-cpp-python"]

@@ -21,12 +21,11 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class AnswerFlips:
-    """Shares of all answers: flipped, from right to wrong (or less right), from wrong to right."""
+    """Ids of the answers that flipped, that went from right to wrong (or less right), and back."""
 
-    flipped: float
-    right_to_wrong: float
-    wrong_to_right: float
-    ids: tuple[str, ...]
+    flipped: tuple[str, ...]
+    right_to_wrong: tuple[str, ...]
+    wrong_to_right: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -48,14 +47,14 @@ class Divergence:
     per_sample: dict[str, float]
 
 
-def identical_captions(full: Mapping[str, str], quantized: Mapping[str, str]) -> float:
-    """Share of captions that are equal after stripping.
+def identical_captions(full: Mapping[str, str], quantized: Mapping[str, str]) -> tuple[str, ...]:
+    """Ids of the captions that are equal after stripping.
 
     Raises:
         EvalError: no captions, or different ids.
     """
     _check_ids(full, quantized)
-    return float(np.mean([full[key].strip() == quantized[key].strip() for key in full]))
+    return tuple(key for key in full if full[key].strip() == quantized[key].strip())
 
 
 def answer_flips(
@@ -74,12 +73,13 @@ def answer_flips(
     """
     for other in (quantized, full_scores, quantized_scores):
         _check_ids(full, other)
-    ids = tuple(
-        key for key in full if normalize_always(full[key]) != normalize_always(quantized[key])
-    )
-    change = np.array([quantized_scores[key] - full_scores[key] for key in full])
+    change = {key: quantized_scores[key] - full_scores[key] for key in full}
     return AnswerFlips(
-        len(ids) / len(full), float((change < 0).mean()), float((change > 0).mean()), ids
+        tuple(
+            key for key in full if normalize_always(full[key]) != normalize_always(quantized[key])
+        ),
+        tuple(key for key, moved in change.items() if moved < 0),
+        tuple(key for key, moved in change.items() if moved > 0),
     )
 
 

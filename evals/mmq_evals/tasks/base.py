@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -20,7 +21,6 @@ from mmq_evals.data.items import CaptionItem, RetrievalItem, VqaItem
 from mmq_evals.data.layouts import Dataset
 from mmq_evals.errors import EvalError
 from mmq_evals.rows import WHOLE, Row, Shard
-from mmq_evals.stats import Interval, bootstrap_mean
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,11 @@ class Task(Protocol):
 
     @property
     def ids(self) -> list[str]:
-        """The ids of the rows that `predict` yields, in its order."""
+        """The ids of all rows, one a query, in their order."""
+
+    @property
+    def part_ids(self) -> list[str]:
+        """The ids of what `predict` yields, in its order: rows, or what rows are made of."""
 
     def predict(
         self,
@@ -59,35 +63,34 @@ class Task(Protocol):
         processor: Any,
         *,
         batch_size: int,
+        scratch: Path,
         done: Container[str] = (),
         shard: Shard = WHOLE,
     ) -> Iterator[Row]:
-        """Run the model; yields rows in the order of the items, without scores.
+        """Run the model; yields parts in the order of the items.
 
-        Batches whose rows are all ``done`` and those of other shards are left out; the others
-        are computed whole, so that a row does not depend on what was done before.
+        Batches whose parts are all ``done`` and those of other shards are left out; the others
+        are computed whole, so that a part does not depend on what was done before.
 
-        A query whose image does not decode gives a `failed_row`, and the others go on.
+        A part whose image does not decode is a `failed_row`, and the others go on. ``scratch`` is
+        a folder for what is computed on the way and serves other shards and later runs.
 
         Raises:
             EvalError: the processor does not fit the model.
         """
 
-    def sample_scores(self, row: Row) -> dict[str, float]:
-        """Scores in [0, 1] (CIDEr: [0, 10]) of one row, by metric."""
+    def rows(self, parts: Mapping[str, Row]) -> list[Row]:
+        """The rows of all ``ids``, without scores, of all parts by id. A pure function."""
 
-    def score(self, rows: Sequence[Row], *, seed: int = 0) -> dict[str, Interval]:
-        """Corpus scores of raw rows, by metric. A pure function of the rows and the table of
-        document frequencies in the task."""
+    def sample_scores(self, row: Row) -> dict[str, float]:
+        """Scores in [0, 1] (CIDEr: [0, 10]) of one row, by metric. A pure function of the row and
+        the table of document frequencies in the task."""
 
     def breakdown(self, rows: Sequence[Row]) -> dict[str, dict[str, float]]:
-        """The primary score by group of rows, such as answer type; may be empty."""
+        """The primary score by group of scored rows, such as answer type; may be empty."""
 
     def baselines(self) -> dict[str, dict[str, float]]:
         """Scores of predictions made without looking at the image, by the same scorer."""
-
-    def agreement(self, rows: Sequence[Row], reference: Sequence[Row]) -> dict[str, float]:
-        """How far predictions agree with those of a reference run over the same ids."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,11 @@ def failed_row(row_id: str, why: str) -> Row:
     return {"id": row_id, "failed": why}
 
 
+def scored(task: Task, rows: Sequence[Row]) -> list[Row]:
+    """The rows with their ``scores``."""
+    return [{**row, "scores": task.sample_scores(row)} for row in rows]
+
+
 def to_model(model: Any, inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Tensors on the model's device, floats in its compute dtype."""
     return {
@@ -195,28 +203,3 @@ def generate(
         output = output[:, inputs["input_ids"].shape[1] :]
     texts = processor.tokenizer.batch_decode(output, skip_special_tokens=True)
     return [text.strip() for text in texts]
-
-
-def mean_scores(
-    scores: Mapping[str, Mapping[str, float]], clusters: Mapping[str, str], seed: int
-) -> dict[str, Interval]:
-    """Interval of the mean of every metric, given as metric to row id to score."""
-    return {
-        metric: bootstrap_mean(values, clusters, seed=seed) for metric, values in scores.items()
-    }
-
-
-def by_metric(
-    rows: Sequence[Row], sample_scores: Mapping[str, Mapping[str, float]]
-) -> dict[str, dict[str, float]]:
-    """Turn row id to metric to score into metric to row id to score, in the order of the rows."""
-    result: dict[str, dict[str, float]] = {}
-    for row in rows:
-        for metric, value in sample_scores[row["id"]].items():
-            result.setdefault(metric, {})[row["id"]] = value
-    return result
-
-
-def clusters_of(rows: Sequence[Row]) -> dict[str, str]:
-    """Row id to cluster."""
-    return {row["id"]: row["cluster"] for row in rows}

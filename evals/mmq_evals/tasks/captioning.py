@@ -5,36 +5,28 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from mmq_evals.data.items import CaptionItem
 from mmq_evals.data.layouts import Dataset
 from mmq_evals.errors import EvalError
-from mmq_evals.metrics.agreement import identical_captions
 from mmq_evals.metrics.caption import (
     DocumentFrequency,
-    FloatArray,
     bleu,
-    bleu_from_statistics,
     cider,
     document_frequency,
     rouge_l,
 )
 from mmq_evals.rows import WHOLE, Row, Shard
-from mmq_evals.stats import Interval, bootstrap_statistic
 from mmq_evals.tasks.base import (
     Generation,
     batches,
-    by_metric,
-    clusters_of,
     failed_row,
     generate,
-    mean_scores,
     read_images,
 )
 from mmq_evals.tiny import CAPTION_MAX_NEW_TOKENS, CAPTION_PROMPT
@@ -50,6 +42,7 @@ PROTOCOLS: dict[str, tuple[str, Generation]] = {
 # The best constant caption is chosen among the most frequent ones, on this many training images.
 _CONSTANT_CANDIDATES = 10
 _CONSTANT_IMAGES = 100
+_SCORED_KEPT = 100_000
 
 
 @dataclass(frozen=True)
@@ -79,6 +72,13 @@ class Captioning:
     def ids(self) -> list[str]:
         return [item.id for item in self.items]
 
+    @property
+    def part_ids(self) -> list[str]:
+        return self.ids
+
+    def rows(self, parts: Mapping[str, Row]) -> list[Row]:
+        return [parts[row_id] for row_id in self.ids]
+
     @cached_property
     def df(self) -> DocumentFrequency:
         """Document frequencies of the whole split."""
@@ -102,6 +102,7 @@ class Captioning:
         processor: Any,
         *,
         batch_size: int,
+        scratch: Path,
         done: Container[str] = (),
         shard: Shard = WHOLE,
     ) -> Iterator[Row]:
@@ -120,27 +121,22 @@ class Captioning:
                     "references": list(item.references),
                 }
 
-    def sample_scores(self, row: Row) -> dict[str, float]:
-        refs, hyps = {row["id"]: row["references"]}, {row["id"]: row["prediction"]}
-        return {
-            "cider": cider(refs, hyps, df=self.df).corpus,
-            "rouge_l": rouge_l(refs, hyps).corpus,
-        }
+    @cached_property
+    def _scored(self) -> dict[tuple[str, str], dict[str, float]]:
+        """Scores of captions that came before: runs of one task say the same of many images."""
+        return {}
 
-    def score(self, rows: Sequence[Row], *, seed: int = 0) -> dict[str, Interval]:
-        samples = by_metric(rows, {row["id"]: self.sample_scores(row) for row in rows})
-        result = mean_scores(samples, clusters_of(rows), seed)
-        scores = bleu(
-            {row["id"]: row["references"] for row in rows},
-            {row["id"]: row["prediction"] for row in rows},
-        )
-        statistics = {
-            image_id: values.tolist()
-            for image_id, values in zip(scores.per_image, scores.statistics, strict=True)
-        }
-        for order in (1, 2, 3, 4):
-            result[f"bleu_{order}"] = bootstrap_statistic(statistics, _bleu_of(order), seed=seed)
-        return result
+    def sample_scores(self, row: Row) -> dict[str, float]:
+        key = (row["id"], row["prediction"])
+        if key not in self._scored:
+            if len(self._scored) >= _SCORED_KEPT:
+                self._scored.clear()
+            refs, hyps = {row["id"]: row["references"]}, {row["id"]: row["prediction"]}
+            self._scored[key] = {
+                "cider": cider(refs, hyps, df=self.df).corpus,
+                "rouge_l": rouge_l(refs, hyps).corpus,
+            }
+        return dict(self._scored[key])
 
     def breakdown(self, rows: Sequence[Row]) -> dict[str, dict[str, float]]:
         return {}
@@ -162,22 +158,6 @@ class Captioning:
             "rouge_l": rouge_l(refs, hyps).corpus,
             "bleu_4": order_4,
         }
-
-    def agreement(self, rows: Sequence[Row], reference: Sequence[Row]) -> dict[str, float]:
-        before = {row["id"]: row["prediction"] for row in reference}
-        after = {row["id"]: row["prediction"] for row in rows}
-        against = cider({key: [text] for key, text in before.items()}, after, df=self.df)
-        return {
-            "identical captions": identical_captions(before, after),
-            "cider against the reference's captions": against.corpus,
-        }
-
-
-def _bleu_of(order: int) -> Any:
-    def value(statistics: FloatArray) -> FloatArray:
-        return np.asarray(bleu_from_statistics(statistics)[:, order - 1])
-
-    return value
 
 
 def _best_constant(items: Sequence[CaptionItem], df: DocumentFrequency) -> str:

@@ -3,51 +3,42 @@
 
 Stage 1 compares one feature of a text with the query features of an image. Stage 2 runs the
 Q-Former on image and text together for the best ``k_test`` candidates of every query, on cached
-outputs of the vision tower; a pair that is a candidate in both directions is computed once.
+outputs of the vision tower; a pair that is a candidate in both directions is computed once. Work
+is divided by images; features are files that processes share (features.py).
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch.nn.functional import normalize
 
 from mmq_evals.data.items import RetrievalItem
 from mmq_evals.data.layouts import Dataset
 from mmq_evals.errors import EvalError
-from mmq_evals.metrics.agreement import rank_correlation
-from mmq_evals.metrics.retrieval import best_rank, chance_recall
+from mmq_evals.metrics.retrieval import chance_recall
 from mmq_evals.rows import WHOLE, Row, Shard
-from mmq_evals.stats import FloatArray, Interval, bootstrap_statistic
-from mmq_evals.tasks.base import (
-    batches,
-    by_metric,
-    clusters_of,
-    failed_row,
-    mean_scores,
-    read_images,
-    to_model,
+from mmq_evals.stats import FloatArray
+from mmq_evals.summary import KS, retrieval_scores
+from mmq_evals.tasks.base import failed_row
+from mmq_evals.tasks.matching import (
+    MAX_TEXT_TOKENS,
+    MAX_WORDS,
+    EncodedImages,
+    match_pairs,
+    prepare_text,
+    tokenize_texts,
 )
 
-KS = (1, 5, 10)
-MAX_WORDS = 50
-MAX_TEXT_TOKENS = 35
 # Pairs in a batch of the Q-Former for each image in a batch of the vision tower.
 PAIRS_PER_IMAGE = 8
-
-_BLANKED = re.compile(r'[.!"()*#:;~]')
-
-
-def prepare_text(caption: str) -> str:
-    """Lower-case, blank ten marks, collapse spaces, keep the first 50 words."""
-    return " ".join(_BLANKED.sub(" ", caption.lower()).split()[:MAX_WORDS])
+# Similarities are sorted in blocks of so many rows: the ranks of 5,000 x 25,000 take 1 GB at once.
+ROWS_PER_BLOCK = 512
 
 
 @dataclass(frozen=True)
@@ -58,9 +49,8 @@ class Retrieval:
     the candidates by their index in the captions or in the images, with final scores; a score that
     is NaN is stored as null and counts as minus infinity, as do pairs outside the candidates.
 
-    ``r_mean`` weighs both directions equally, though there are more captions than images. A row's
-    ``r_mean`` is its mean hit times its ``weight``, half of all queries over those of its
-    direction, so that the mean over all rows is that of the corpus; it may exceed 1.
+    A row's ``r_mean`` is its mean hit. That of the corpus is no mean of the rows', since it weighs
+    both directions equally, though there are more captions than images.
     """
 
     dataset: Dataset[RetrievalItem]
@@ -103,9 +93,14 @@ class Retrieval:
             "max_words": MAX_WORDS,
             "max_text_tokens": MAX_TEXT_TOKENS,
             "pairs_per_image": PAIRS_PER_IMAGE,
+            "padding_side": "right",
             "score": "mean over queries of matching logit 1, plus contrastive similarity",
             "ties": "pessimistic",
         }
+
+    @property
+    def part_ids(self) -> list[str]:
+        return self.ids[: len(self.items)]
 
     def predict(
         self,
@@ -113,74 +108,103 @@ class Retrieval:
         processor: Any,
         *,
         batch_size: int,
+        scratch: Path,
         done: Container[str] = (),
         shard: Shard = WHOLE,
     ) -> Iterator[Row]:
-        # Every score depends on all images and texts: the first process does the whole.
-        if shard.rank > 0 or all(row_id in done for row_id in self.ids):
-            return
-        vision, image_features, failed = encode_images(model, processor, self.items, batch_size)
-        owner_ids = [item.id for item in self.items]
-        owner_ids += [self.items[owner].id for owner in self.owners]
-        for row_id, owner_id in zip(self.ids, owner_ids, strict=True):
-            if owner_id in failed:
-                yield failed_row(row_id, failed[owner_id])
-        # The others, under the ids that they have among all.
-        kept = [item for item in self.items if item.id not in failed]
-        ids = [
-            row_id
-            for row_id, owner_id in zip(self.ids, owner_ids, strict=True)
-            if owner_id not in failed
+        """A part is an image with all pairs that it is to be scored in: with its best ``k_test``
+        texts, and with the texts among whose best ``k_test`` images it is."""
+        part_ids = self.part_ids
+        todo = [
+            number
+            for number, start in enumerate(range(0, len(part_ids), batch_size))
+            if number % shard.count == shard.rank
+            and any(key not in done for key in part_ids[start : start + batch_size])
         ]
-        texts = tokenize_texts(
-            processor, [prepare_text(text) for item in kept for text in item.captions]
-        )
-        text_features = encode_texts(model, texts, batch_size * PAIRS_PER_IMAGE)
-        sim = similarity(image_features, text_features, batch_size)
-        text_candidates = top_candidates(sim, self.k_test)
-        image_candidates = top_candidates(sim.T, self.k_test)
-        # NaN marks pairs that were not asked for, besides those the model scored NaN.
-        final = np.full(sim.shape, np.nan)
-        wanted = np.zeros(sim.shape, dtype=bool)
-        np.put_along_axis(wanted, text_candidates, True, axis=1)
-        np.put_along_axis(wanted.T, image_candidates, True, axis=1)
-        pairs = np.argwhere(wanted)
-        # Texts of like length stand in one batch, so that little padding is computed.
-        lengths = texts["attention_mask"].sum(dim=1).numpy()
-        pairs = pairs[np.argsort(lengths[pairs[:, 1]], kind="stable")]
+        if not todo:
+            return
         step = batch_size * PAIRS_PER_IMAGE
-        for start in range(0, len(pairs), step):
-            image, text = pairs[start : start + step].T
-            matching = match_pairs(model, vision, texts, image, text)
-            final[image, text] = matching + sim[image, text]
-        yield from _rows(kept, ids, final, text_candidates, image_candidates)
+        owners = np.array(self.owners)
+        captions = [prepare_text(text) for item in self.items for text in item.captions]
+        texts = tokenize_texts(processor, captions)
+        images = EncodedImages(model, processor, self.dataset.name, self.items, batch_size, scratch)
+        images.encode(shard)
+        # Captions of images that decode, and similarities of these images with these captions.
+        kept_texts = np.flatnonzero(images.decoded[owners])
+        sim = images.similarities(images.encode_texts(texts, step, shard))[:, kept_texts]
+        wanted = np.zeros(sim.shape, dtype=bool)
+        np.put_along_axis(wanted, top_candidates(sim, self.k_test), True, axis=1)
+        np.put_along_axis(wanted.T, top_candidates(sim.T, self.k_test), True, axis=1)
+        lengths = texts["attention_mask"].sum(dim=1).numpy()
+        places = np.cumsum(images.decoded) - 1
+        for number in todo:
+            batch = range(len(part_ids))[number * batch_size :][:batch_size]
+            yield from (
+                failed_row(part_ids[i], images.failed[self.items[i].id])
+                for i in batch
+                if not images.decoded[i]
+            )
+            rows = [i for i in batch if images.decoded[i]]
+            if not rows:
+                continue
+            pairs = np.argwhere(wanted[places[rows]])
+            text = kept_texts[pairs[:, 1]]
+            # Texts of like length stand in one batch, so that little padding is computed.
+            order = np.argsort(lengths[text], kind="stable")
+            vision, matching = images.vision(number), np.empty(len(pairs))
+            for start in range(0, len(pairs), step):
+                chosen = order[start : start + step]
+                matching[chosen] = match_pairs(model, vision, texts, pairs[chosen, 0], text[chosen])
+            similar = sim[places[rows]][pairs[:, 0], pairs[:, 1]]
+            for index, i in enumerate(rows):
+                mine = pairs[:, 0] == index
+                yield {
+                    "id": part_ids[i],
+                    "texts": text[mine].tolist(),
+                    "similarity": _plain(similar[mine]),
+                    "matching": _plain(matching[mine]),
+                }
+
+    def rows(self, parts: Mapping[str, Row]) -> list[Row]:
+        """Rows of all images, then of all their captions. The candidates of a query are the best
+        ``k_test`` by similarity, of equal ones those that come first."""
+        ids, owners, items = self.ids, self.owners, self.items
+        found = [parts[key] for key in self.part_ids]
+        failed = {index: part["failed"] for index, part in enumerate(found) if "failed" in part}
+        found = [part for part in found if "failed" not in part]
+        if not found:
+            return [failed_row(key, why) for key in ids for why in [failed[0]]]
+        # Numbers among what decodes.
+        decoded = np.array([index not in failed for index in range(len(items))])
+        image_number, text_number = np.cumsum(decoded) - 1, np.cumsum(decoded[owners]) - 1
+        image = np.repeat(np.arange(len(found)), [len(part["texts"]) for part in found])
+        text = text_number[[number for part in found for number in part["texts"]]]
+        sim = _floats(value for part in found for value in part["similarity"])
+        final = sim + _floats(value for part in found for value in part["matching"])
+        by_image = ranked(image, text, sim, self.k_test)
+        by_text = ranked(text, image, sim, self.k_test)
+        n_texts = int(decoded[owners].sum())
+        rows = []
+        for index, item in enumerate(items):
+            if index in failed:
+                rows.append(failed_row(ids[index], failed[index]))
+                continue
+            own = [int(text_number[t]) for t, owner in enumerate(owners) if owner == index]
+            pairs = by_image[image_number[index]]
+            head = {"id": ids[index], "cluster": item.id, "direction": "txt", "of": n_texts}
+            rows.append(head | _candidates(own, text[pairs], final[pairs]))
+        for number, owner in enumerate(owners):
+            row_id = ids[len(items) + number]
+            if owner in failed:
+                rows.append(failed_row(row_id, failed[owner]))
+                continue
+            pairs = by_text[text_number[number]]
+            head = {"id": row_id, "cluster": items[owner].id, "direction": "img", "of": len(found)}
+            rows.append(head | _candidates([int(image_number[owner])], image[pairs], final[pairs]))
+        return rows
 
     def sample_scores(self, row: Row) -> dict[str, float]:
-        scores = np.full(row["of"], -np.inf)
-        scores[row["candidates"]] = [
-            -np.inf if score is None else score for score in row["prediction"]
-        ]
-        rank = best_rank(scores, row["positives"])
-        direction = row["direction"]
-        hits = {f"{direction}_r{k}": float(rank < k) for k in KS}
-        mean = sum(hits.values()) / len(KS)
-        return {**hits, f"{direction}_r_mean": mean, "r_mean": row["weight"] * mean}
-
-    def score(self, rows: Sequence[Row], *, seed: int = 0) -> dict[str, Interval]:
-        by_row = {row["id"]: self.sample_scores(row) for row in rows}
-        result = mean_scores(by_metric(rows, by_row), clusters_of(rows), seed)
-        # The means of both directions are ratios of sums of their own, where images differ in their
-        # number of captions. By image: text retrieval, its queries, image retrieval, its queries.
-        sums: dict[str, list[float]] = {}
-        for row in rows:
-            columns = sums.setdefault(row["cluster"], [0.0] * 4)
-            first = 0 if row["direction"] == "txt" else 2
-            columns[first] += by_row[row["id"]][f"{row['direction']}_r_mean"]
-            columns[first + 1] += 1.0
-        result["r_mean"] = bootstrap_statistic(
-            sums, lambda s: (s[:, 0] / s[:, 1] + s[:, 2] / s[:, 3]) / 2, seed=seed
-        )
-        return result
+        return retrieval_scores(row)
 
     def breakdown(self, rows: Sequence[Row]) -> dict[str, dict[str, float]]:
         unscored = sum(score is None for row in rows for score in row["prediction"])
@@ -196,200 +220,37 @@ class Retrieval:
         chance["r_mean"] = float(np.mean(list(chance.values())))
         return {"chance": chance}
 
-    def agreement(self, rows: Sequence[Row], reference: Sequence[Row]) -> dict[str, float]:
-        before = {row["id"]: _best_candidate(row) for row in reference}
-        equal = [before[row["id"]] == _best_candidate(row) for row in rows]
-        scored = {row["id"]: row for row in rows}
-        correlations = [
-            rank_correlation(_scores_of(row, row["candidates"]), after)
-            for row in reference
-            if len(row["candidates"]) > 1
-            for after in [_scores_of(scored[row["id"]], row["candidates"])]
-        ]
-        found = {"same first candidate": float(np.mean(equal))}
-        if correlations:
-            # On the reference's candidates; one that is no candidate any more comes last.
-            found["rank correlation"] = float(np.mean(correlations))
-        return found
 
-
-def _rows(
-    items: Sequence[RetrievalItem],
-    ids: Sequence[str],
-    final: FloatArray,
-    text_candidates: npt.NDArray[np.int64],
-    image_candidates: npt.NDArray[np.int64],
-) -> Iterator[Row]:
-    """Rows of all images, then of all their captions, with ``ids`` in that order."""
-    owners = np.array([index for index, item in enumerate(items) for _ in item.captions])
-    for index, item in enumerate(items):
-        yield _row(
-            ids[index],
-            item.id,
-            "txt",
-            len(ids) / (2 * len(items)),
-            np.flatnonzero(owners == index).tolist(),
-            text_candidates[index],
-            final[index],
-        )
-    for number, owner in enumerate(owners.tolist()):
-        yield _row(
-            ids[len(items) + number],
-            items[owner].id,
-            "img",
-            len(ids) / (2 * len(owners)),
-            [owner],
-            image_candidates[number],
-            final[:, number],
-        )
-
-
-def _row(
-    row_id: str,
-    cluster: str,
-    direction: str,
-    weight: float,
-    positives: list[int],
-    candidates: npt.NDArray[np.int64],
-    scores: FloatArray,
-) -> Row:
-    given = scores[candidates].tolist()
+def _candidates(positives: list[int], candidates: npt.NDArray[np.int64], scores: FloatArray) -> Row:
     return {
-        "id": row_id,
-        "cluster": cluster,
-        "direction": direction,
-        "weight": weight,
         "positives": positives,
-        "of": len(scores),
         "candidates": candidates.tolist(),
-        "prediction": [None if math.isnan(score) else score for score in given],
+        "prediction": _plain(scores),
     }
 
 
-def _scores_of(row: Row, candidates: Sequence[int]) -> list[float]:
-    """Final scores of some candidates, minus infinity where there is none."""
-    known = dict(zip(row["candidates"], row["prediction"], strict=True))
-    found = (known.get(candidate) for candidate in candidates)
-    return [-math.inf if score is None else score for score in found]
+def _plain(values: npt.NDArray[Any]) -> list[float | None]:
+    """For JSON, which has no NaN."""
+    return [None if math.isnan(value) else value for value in values.tolist()]
 
 
-def _best_candidate(row: Row) -> int:
-    """Candidate with the best final score; of equal ones the one ranked first in stage 1."""
-    scores = [-math.inf if score is None else score for score in row["prediction"]]
-    return int(row["candidates"][int(np.argmax(scores))])
+def _floats(values: Iterable[float | None]) -> FloatArray:
+    return np.array([math.nan if value is None else value for value in values])
 
 
-# ---- the model -----------------------------------------------------------------------------------
-
-
-def tokenize_texts(processor: Any, texts: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Ids and mask, each (texts, 35), padded on the right; no image tokens."""
-    encoded = processor.tokenizer(
-        list(texts),
-        padding="max_length",
-        truncation=True,
-        max_length=MAX_TEXT_TOKENS,
-        padding_side="right",
-        return_tensors="pt",
-    )
-    return {name: encoded[name] for name in ("input_ids", "attention_mask")}
-
-
-@torch.no_grad()
-def encode_images(
-    model: Any, processor: Any, items: Sequence[RetrievalItem], batch_size: int
-) -> tuple[torch.Tensor, torch.Tensor, dict[str, str]]:
-    """Vision tower outputs (images, patches, width), unit features (images, queries, dim), and why
-    images failed to decode, by item; these have no row in the others.
-
-    Tensors stay on the model's device in its dtype. Raises EvalError if no image decodes.
-    """
-    outputs, features = [], []
-    failed: dict[str, str] = {}
-    for batch in batches(items, batch_size):
-        _, images, broken = read_images(batch)
-        failed |= broken
-        if not images:
-            continue
-        pixels = processor.image_processor(images=images, return_tensors="pt")
-        embeds = model.vision_model(**to_model(model, pixels)).last_hidden_state
-        hidden = model.qformer(
-            query_embeds=model.query_tokens.expand(len(images), -1, -1),
-            encoder_hidden_states=embeds,
-            encoder_attention_mask=_ones(embeds),
-        ).last_hidden_state
-        hidden = hidden.to(model.vision_projection.weight.dtype)
-        outputs.append(embeds)
-        features.append(normalize(model.vision_projection(hidden), dim=-1))
-    if not outputs:
-        raise EvalError(f"retrieval: no image decodes: {next(iter(failed.values()))}")
-    return torch.cat(outputs), torch.cat(features), failed
-
-
-@torch.no_grad()
-def encode_texts(model: Any, texts: dict[str, torch.Tensor], batch_size: int) -> torch.Tensor:
-    """Unit text features (texts, dim): the first token of the text-only pass."""
-    features = []
-    for start in range(0, len(texts["input_ids"]), batch_size):
-        ids, mask = _text_batch(model, texts, slice(start, start + batch_size))
-        hidden = model.qformer(
-            query_embeds=model.embeddings(input_ids=ids), query_length=0, attention_mask=mask
-        ).last_hidden_state
-        hidden = hidden[:, 0].to(model.text_projection.weight.dtype)
-        features.append(normalize(model.text_projection(hidden), dim=-1))
-    return torch.cat(features)
-
-
-@torch.no_grad()
-def similarity(
-    image_features: torch.Tensor, text_features: torch.Tensor, batch_size: int
-) -> FloatArray:
-    """Largest dot product over the queries of an image, (images, texts), float64."""
-    rows = [
-        torch.einsum("iqd,td->iqt", part, text_features).amax(dim=1).double().cpu()
-        for part in torch.split(image_features, batch_size)
-    ]
-    return np.asarray(torch.cat(rows).numpy(), dtype=np.float64)
-
-
-@torch.no_grad()
-def match_pairs(
-    model: Any,
-    vision: torch.Tensor,
-    texts: dict[str, torch.Tensor],
-    image: npt.NDArray[np.int64],
-    text: npt.NDArray[np.int64],
-) -> FloatArray:
-    """Matching logit 1, mean over the queries, of pairs of image and text indices, (pairs,)."""
-    ids, mask = _text_batch(model, texts, torch.from_numpy(text))
-    embeds = vision[torch.from_numpy(image).to(vision.device)]
-    queries = model.query_tokens.expand(len(ids), -1, -1)
-    hidden = model.qformer(
-        query_embeds=model.embeddings(input_ids=ids, query_embeds=queries),
-        query_length=queries.shape[1],
-        attention_mask=torch.cat([_ones(queries), mask], dim=1),
-        encoder_hidden_states=embeds,
-        encoder_attention_mask=_ones(embeds),
-    ).last_hidden_state
-    hidden = hidden[:, : queries.shape[1]].to(model.itm_head.weight.dtype)
-    logits = model.itm_head(hidden).mean(dim=1)[:, 1]
-    return np.asarray(logits.double().cpu().numpy(), dtype=np.float64)
-
-
-def top_candidates(sim: FloatArray, k: int) -> npt.NDArray[np.int64]:
+def top_candidates(sim: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.int64]:
     """Indices of the k best columns of each row, best first, equal ones in order, NaN last."""
-    scores = np.where(np.isnan(sim), -np.inf, sim)
-    return np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    blocks = [
+        np.argsort(-np.where(np.isnan(block), -np.inf, block), axis=1, kind="stable")[:, :k]
+        for block in np.array_split(sim, max(1, len(sim) // ROWS_PER_BLOCK))
+    ]
+    return np.concatenate(blocks)
 
 
-def _ones(states: torch.Tensor) -> torch.Tensor:
-    return torch.ones(states.shape[:2], dtype=torch.long, device=states.device)
-
-
-def _text_batch(
-    model: Any, texts: dict[str, torch.Tensor], index: slice | torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask of some texts, cut to the longest of them: padding is masked anyway."""
-    ids, mask = texts["input_ids"][index], texts["attention_mask"][index]
-    longest = max(1, int(mask.sum(dim=1).max()))
-    return ids[:, :longest].to(model.device), mask[:, :longest].to(model.device)
+def ranked(
+    query: npt.NDArray[np.int64], candidate: npt.NDArray[np.int64], sim: FloatArray, k: int
+) -> list[npt.NDArray[np.int64]]:
+    """For every query the places of its k best pairs, in the order of `top_candidates`."""
+    order = np.lexsort((candidate, -np.where(np.isnan(sim), -np.inf, sim), query))
+    ends = np.cumsum(np.bincount(query))
+    return [places[:k] for places in np.split(order, ends[:-1])]

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,18 +16,15 @@ from mmq_evals.data.items import VqaItem
 from mmq_evals.data.layouts import Dataset
 from mmq_evals.errors import EvalError
 from mmq_evals.metrics import gqa, vqa
-from mmq_evals.metrics.agreement import answer_flips
 from mmq_evals.rows import WHOLE, Row, Shard
-from mmq_evals.stats import Interval
+from mmq_evals.summary import by_metric
 from mmq_evals.tasks.base import (
     Generation,
     batches,
-    by_metric,
-    clusters_of,
     failed_row,
     generate,
-    mean_scores,
     read_images,
+    scored,
 )
 
 
@@ -94,6 +92,13 @@ class VisualQuestions:
         return [item.id for item in self.items]
 
     @property
+    def part_ids(self) -> list[str]:
+        return self.ids
+
+    def rows(self, parts: Mapping[str, Row]) -> list[Row]:
+        return [parts[row_id] for row_id in self.ids]
+
+    @property
     def protocol(self) -> dict[str, Any]:
         return {
             "asking": self.asking,
@@ -108,6 +113,7 @@ class VisualQuestions:
         processor: Any,
         *,
         batch_size: int,
+        scratch: Path,
         done: Container[str] = (),
         shard: Shard = WHOLE,
     ) -> Iterator[Row]:
@@ -146,24 +152,20 @@ class VisualQuestions:
             for protocol in vqa.PROTOCOLS
         }
 
-    def score(self, rows: Sequence[Row], *, seed: int = 0) -> dict[str, Interval]:
-        samples = by_metric(rows, {row["id"]: self.sample_scores(row) for row in rows})
-        return mean_scores(samples, clusters_of(rows), seed)
-
     def breakdown(self, rows: Sequence[Row]) -> dict[str, dict[str, float]]:
         result: dict[str, dict[str, float]] = {}
         for field in ("answer_type", "question_type"):
             groups: dict[str, list[float]] = {}
             for row in rows:
                 if row[field]:
-                    groups.setdefault(row[field], []).append(self.sample_scores(row)[self.primary])
+                    groups.setdefault(row[field], []).append(row["scores"][self.primary])
             if groups:
                 result[field] = {key: float(np.mean(groups[key])) for key in sorted(groups)}
         if self.name == "gqa":
             binary = {"binary": [], "open": []}  # type: dict[str, list[float]]
             for row in rows:
                 kind = "open" if row["question_type"] == "query" else "binary"
-                binary[kind].append(self.sample_scores(row)[self.primary])
+                binary[kind].append(row["scores"][self.primary])
             result["form"] = {key: float(np.mean(v)) for key, v in binary.items() if v}
         return result
 
@@ -191,21 +193,8 @@ class VisualQuestions:
 
     def _blind(self, answers: Sequence[str]) -> dict[str, float]:
         rows = [_row(item, text) for item, text in zip(self.items, answers, strict=True)]
-        samples = by_metric(rows, {row["id"]: self.sample_scores(row) for row in rows})
+        samples = by_metric(scored(self, rows))
         return {metric: float(np.mean(list(values.values()))) for metric, values in samples.items()}
-
-    def agreement(self, rows: Sequence[Row], reference: Sequence[Row]) -> dict[str, float]:
-        answers = [{row["id"]: row["prediction"] for row in run} for run in (reference, rows)]
-        scores = [
-            {row["id"]: self.sample_scores(row)[self.primary] for row in run}
-            for run in (reference, rows)
-        ]
-        flips = answer_flips(*answers, *scores)
-        return {
-            "flipped answers": flips.flipped,
-            "right to wrong": flips.right_to_wrong,
-            "wrong to right": flips.wrong_to_right,
-        }
 
 
 def _row(item: VqaItem, text: str) -> Row:
