@@ -18,6 +18,7 @@ from typing import Any
 import mmq
 from mmq_evals import tiny
 from mmq_evals.calibration import calibration_samples
+from mmq_evals.demo import LIMITS
 from mmq_evals.run import evaluate, tasks_for
 from mmq_evals.stats import holm
 
@@ -47,22 +48,29 @@ def runs(out: Path, method: str, limit: int | None) -> list[dict[str, Any]]:
         samples = calibration_samples(full, processor, count=CALIBRATION_SAMPLES)
         tasks = tasks_for(full)
         folder = out / name
-        settings: dict[str, Any] = {"limit": limit}
-        result = evaluate(full, processor, tasks, out_dir=folder / "full", **settings)
-        rows += [_row(name, task, "16", result) for task in tasks]
+        for task in tasks:
+            result = evaluate(
+                *(full, processor, [task]),
+                out_dir=folder / "full" / task,
+                limit=min(limit or LIMITS[task], LIMITS[task]),
+            )
+            rows.append(_row(name, task, "16", result))
         for bits in BITS:
             model = mmq.load(tiny.path(name))
             recipe = mmq.Recipe.simple(method, bits, group_size=GROUP_SIZE)
             mmq.quantize(model, recipe, [sample.inputs for sample in samples])
-            result = evaluate(
-                *(model, processor, tasks),
-                out_dir=folder / str(bits),
-                reference=folder / "full",
-                reference_model=None if tasks == ["retrieval"] else full,
-                **settings,
-            )
-            rows += [_row(name, task, str(bits), result) for task in tasks]
-    return rows
+            for task in tasks:
+                result = evaluate(
+                    *(model, processor, [task]),
+                    out_dir=folder / str(bits) / task,
+                    limit=min(limit or LIMITS[task], LIMITS[task]),
+                    reference=folder / "full" / task,
+                    reference_model=None if task == "retrieval" else full,
+                )
+                rows.append(_row(name, task, str(bits), result))
+    # By task: sorting keeps the order of the widths.
+    order = list(dict.fromkeys((row["model"], row["task"]) for row in rows))
+    return sorted(rows, key=lambda row: order.index((row["model"], row["task"])))
 
 
 def _row(model: str, task: str, bits: str, result: dict[str, Any]) -> dict[str, Any]:
