@@ -12,7 +12,6 @@ from mmq_ext.checks import group_count, row_words
 from mmq_ext.layouts import affine_floats, tiles_bytes
 from mmq_ext.packed_ops import (
     GEMM_MODES,
-    check_unused_bits,
     pack,
     packed_gemm,
     repack,
@@ -29,7 +28,6 @@ __all__ = [
     "SCALE_TYPES",
     "affine_floats",
     "awq_errors",
-    "check_unused_bits",
     "gptq_block",
     "grid_search",
     "group_count",

@@ -357,6 +357,56 @@ def test_mislabelled_files(saved: Any, tmp_path: Path) -> None:
     refused(folder, "model.safetensors: expected a tensor")
 
 
+@pytest.mark.parametrize(
+    ("file", "keys", "value", "message"),
+    [
+        ("config.json", ("text_config", "pad_token_id"), [], "config.json: expected a LlavaConfig"),
+        (
+            "config.json",
+            ("vision_config", "patch_size"),
+            "x",
+            "config.json: expected a LlavaConfig",
+        ),
+        ("config.json", ("text_config", "model_type"), {}, "config.json: expected a LlavaConfig"),
+        ("config.json", ("text_config", "num_attention_heads"), 0, "expected a LlavaConfig"),
+        ("config.json", ("quantization_config",), "mmq", "expected a JSON object, got str"),
+        (
+            "config.json",
+            ("quantization_config", "modules", LINEAR),
+            "x",
+            "up_proj: expected a table",
+        ),
+        ("config.json", ("quantization_config", "modules", LINEAR, "bits"), "4", "expected int"),
+        ("config.json", ("quantization_config", "modules", LINEAR, "zero"), "x", "that mmq writes"),
+        ("generation_config.json", ("pad_token_id",), "x", "expected a LlavaForConditional"),
+        ("manifest.json", ("manifest_version",), 9, "expected manifest version 1, got 9"),
+        ("manifest.json", ("linears",), [{}], "manifest.json: expected the keys"),
+        ("checksums.json", ("model.safetensors",), None, "expected bytes and sha256"),
+    ],
+)
+def test_json_of_the_wrong_kind(
+    saved: Any, tmp_path: Path, file: str, keys: tuple[str, ...], value: Any, message: str
+) -> None:
+    folder = copy_folder(saved["llava"][1], tmp_path / "a")
+    data = part = json.loads((folder / file).read_text())
+    for key in keys[:-1]:
+        part = part[key]
+    part[keys[-1]] = value
+    (folder / file).write_text(json.dumps(data))
+    refused(folder, message)
+
+
+@pytest.mark.parametrize(
+    "file", ["config.json", "generation_config.json", "manifest.json", "checksums.json"]
+)
+def test_truncated_json(saved: Any, tmp_path: Path, file: str) -> None:
+    folder = copy_folder(saved["llava"][1], tmp_path / "a")
+    text = (folder / file).read_text()
+    for size in (0, len(text) // 2, len(text) - 3):
+        (folder / file).write_text(text[:size])
+        refused(folder, f"{file}: expected (a )?readable JSON")
+
+
 def test_future_versions_and_other_methods(saved: Any, tmp_path: Path) -> None:
     folder = copy_folder(saved["llava"][1], tmp_path / "a")
     edit_config(folder, format_version=2)

@@ -2,6 +2,7 @@
 """What a user without a usable CUDA reads: one clear error each, and a process that goes on."""
 
 import ctypes.util
+import dataclasses
 import os
 import subprocess
 import sys
@@ -20,13 +21,13 @@ from mmq.linear import QuantLinear
 from mmq.quantize import quantize
 from mmq.recipe import Recipe
 from mmq.spec import QuantSpec
-from mmq_ext import _C, ops
+from mmq_ext import _C, cuda_ops, ops
 from mmq_ext.device import check_one_device
 
 # Calls that need the library, then proves that the process still multiplies.
 TRY = """
 import torch, mmq_ext
-from mmq_ext import _C, ops
+from mmq_ext import _C, cuda_ops, ops
 def mapped():
     return [line.split()[-1] for line in open("/proc/self/maps") if "libmmq_cuda" in line]
 assert not mapped(), mapped()
@@ -155,6 +156,85 @@ def test_what_the_cuda_gemm_does_not_have(isa, change, message):
 def test_the_binding_refuses_numbers_before_it_opens_the_library(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+LONG, FAR = 1 << 20, 1 << 31
+# Sizes of every operator whose product is 2^31 or more elements, or that are 2^31 by themselves.
+TOO_LARGE = {
+    "pack": lambda: _C.cuda_pack(0, 0, LONG, 1 << 11, 4, 0),
+    "unpack": lambda: _C.cuda_unpack(0, 0, 1, FAR, 4, 0),
+    "repack": lambda: _C.cuda_repack(0, 0, FAR, 1, 4, 0),
+    "unrepack": lambda: _C.cuda_unrepack(0, 0, LONG, 1 << 11, 4, 0),
+    "tiles_bytes": lambda: _C.cuda_tiles_bytes(LONG, 1 << 11, 4),
+    "packed_gemm": lambda: _C.cuda_packed_gemm_workspace(LONG, 8, 1 << 11, 16, 4, 1, 0, 1),
+    "packed_gemm ": lambda: _C.cuda_packed_gemm_workspace(1, LONG, 1 << 11, 16, 4, 1, 0, 1),
+    "packed_gemm  ": lambda: _C.cuda_packed_gemm_workspace(LONG, 1 << 11, 16, 16, 4, 1, 0, 1),
+    "gptq_block": lambda: _C.cuda_gptq_block(*[0] * 7, FAR, 128, 1, 4, False, 0, 0),
+    "gptq_block ": lambda: _C.cuda_gptq_block(*[0] * 7, LONG, 128, 1 << 11, 4, False, 0, 0),
+    "awq_errors": lambda: _C.cuda_awq_errors_workspace(LONG, 1 << 11, 1, 1, 16, 4, 0, 1),
+    "awq_errors ": lambda: _C.cuda_awq_errors_workspace(1, 1 << 11, LONG, 1, 16, 4, 0, 1),
+}
+
+
+@pytest.mark.parametrize("name", TOO_LARGE)
+def test_sizes_from_2_to_the_31_are_refused(name):
+    op = name.strip()
+    with pytest.raises(ValueError, match=f"{op}: expected .*(below|fewer than) 2\\^31.* on CUDA"):
+        TOO_LARGE[name]()
+
+
+@pytest.mark.parametrize("which", range(8))
+def test_every_misaligned_pointer_of_a_product_is_refused(which):
+    addresses = [0] * 8
+    addresses[which] = 1024 + 8
+    message = "packed_gemm: expected addresses that are multiples of 16, got 1032"
+    with pytest.raises(ValueError, match=message):
+        _C.cuda_packed_gemm(*addresses, 1, 1, 16, 16, 4, 1, 0, 1, 0)
+
+
+def test_misaligned_pointers_of_the_other_operators_are_refused():
+    calls = {
+        "gptq_block": lambda: _C.cuda_gptq_block(*[0] * 6, 4, 1, 1, 1, 4, False, 0, 0),
+        "awq_errors": lambda: _C.cuda_awq_errors(0, 0, 4, 0, 0, 1, 1, 1, 1, 16, 4, 0, 1, 0),
+        "repack": lambda: _C.cuda_repack(0, 4, 1, 1, 4, 0),
+    }
+    for op, call in calls.items():
+        with pytest.raises(ValueError, match=f"{op}: expected addresses that are multiples of 16"):
+            call()
+
+
+@needs_cuda
+def test_operators_take_strided_and_misaligned_tensors(isa):
+    """Copied where they are not what the kernels read: the same numbers as from aligned copies."""
+    p = problem(3, 8, 64, 32, 4, bias=True, perm=True).as_cuda()
+    shifted = torch.cat((torch.zeros(3, 1, dtype=p.x.dtype), p.x), dim=1)[:, 1:]
+    flat = torch.cat((torch.zeros(1), p.extra["bias"]))[1:]
+    assert not shifted.is_contiguous()
+    assert flat.data_ptr() % 16
+    other = dataclasses.replace(p, x=shifted, extra={**p.extra, "bias": flat})
+    w = torch.randn(8, 40, generator=torch.Generator().manual_seed(0))
+    upper = torch.randn(40, 40, generator=torch.Generator().manual_seed(1)).triu().abs() + 0.1
+    upper = upper.triu()
+    group_of = torch.zeros(40, dtype=torch.int32)
+    scales = torch.full((8, 1), 0.1)
+    with cuda_kernels():
+        assert torch.equal(other.run("exact"), p.run("exact"))
+        plain = ops.gptq_block(w, upper, scales, scales, group_of, 4, True)
+        strided = ops.gptq_block(w.T.contiguous().T, upper, scales, scales, group_of, 4, True)
+    for a, b in zip(plain, strided, strict=True):
+        assert torch.equal(a, b)
+
+
+@needs_cuda
+def test_operators_name_a_tensor_on_another_device(isa):
+    p = problem(3, 8, 64, 32, 4).as_cuda()
+    with cuda_kernels():
+        tiles, affine = p.tiles(), p.affine()
+        x = p.x.cuda() if on_gpu() else p.x
+        elsewhere = affine if on_gpu() else affine.to("meta")
+        arguments = (x, tiles.to(x.device), elsewhere, None, None, None, 8, 4, 32, "exact")
+        with pytest.raises(ValueError, match=r"packed_gemm: expected affine on .*, where x is"):
+            cuda_ops._packed_gemm(*arguments)
 
 
 def test_a_tensor_on_another_device_is_named():

@@ -311,7 +311,8 @@ def test_calibration_samples(loaded: tuple[str, PreTrainedModel, ProcessorMixin]
     assert not {s.id for s in samples} & {id for id, _ in scenes("test")}
     with torch.no_grad():
         for sample in samples:
-            assert set(sample.inputs) == {"pixel_values", "input_ids", "attention_mask"}
+            labels = [] if name == "tiny-blip2-retrieval" else ["labels"]
+            assert set(sample.inputs) == {"pixel_values", "input_ids", "attention_mask", *labels}
             assert sample.inputs["input_ids"].shape[0] == 1
             assert bool(sample.inputs["attention_mask"].all())
             output = model(**sample.inputs)
@@ -321,4 +322,9 @@ def test_calibration_samples(loaded: tuple[str, PreTrainedModel, ProcessorMixin]
             else:
                 ids = sample.inputs["input_ids"]
                 assert ids[0, -1] == architectures.EOS
+                answer = sample.inputs["labels"] != -100
+                assert torch.equal(sample.inputs["labels"][answer], ids[answer])
+                words = processor.tokenizer.decode(ids[~answer], skip_special_tokens=True)
+                prompt = "ASSISTANT:" if name == "tiny-llava" else tiny.CAPTION_PROMPT
+                assert words.replace(" ", "").endswith(prompt.replace(" ", ""))
                 assert output.logits.shape[:2] == ids.shape

@@ -26,22 +26,21 @@ inline bool takes_few_rows(const PackedGemmArgs& a) {
 }
 
 // Stores the 8 weights whose codes are the low bytes of the dwords.
-inline void store_weights(__m256i dwords, __m256 scale, __m256 minimum, float* out) {
+inline void store_weights(__m256i dwords, const Grid& grid, float* out) {
   const __m256i codes = _mm256_and_si256(dwords, _mm256_set1_epi32(0xff));
-  _mm256_store_ps(out, _mm256_fmadd_ps(_mm256_cvtepi32_ps(codes), scale, minimum));
+  _mm256_store_ps(out, _mm256_fmadd_ps(_mm256_cvtepi32_ps(codes), grid.scale, grid.minimum));
 }
 
 // Columns [begin, end) of a tile to fp32: 8 rows at panel + (k - begin) * kStride. begin is a
 // multiple of a block.
 template <int kBits, int kStride>
 void dequantize(const PackedGemmArgs& a, int64_t tile, int64_t begin, int64_t end, float* panel) {
-  const int64_t groups = group_count(a.k, a.group_size);
-  const float* affine = a.affine + tile * groups * kAffineFloats;
+  const TileAffine affine = tile_affine(a, tile);
   const uint8_t* block =
       a.tiles + tile * tile_bytes(a.k, kBits) + begin / kBlockCols * block_bytes(kBits);
   alignas(32) uint8_t codes[kBlockCodes];
   int64_t group = begin / a.group_size, group_end = group * a.group_size;
-  __m256 scale = {}, minimum = {};
+  Grid grid = {};
   for (int64_t k = begin; k < end; block += block_bytes(kBits)) {
     __m256i quads[kBlockQuads];
     decode_block<kBits>(block, quads);
@@ -53,8 +52,7 @@ void dequantize(const PackedGemmArgs& a, int64_t tile, int64_t begin, int64_t en
       if (k >= group_end) {
         group = k / a.group_size;
         group_end = (group + 1) * a.group_size;
-        scale = _mm256_loadu_ps(affine + group * kAffineFloats);
-        minimum = _mm256_loadu_ps(affine + group * kAffineFloats + kTileRows);
+        grid = load_grid(affine, group);
       }
       const int64_t stop = smaller(group_end, block_end);
       while (k < stop) {
@@ -62,14 +60,14 @@ void dequantize(const PackedGemmArgs& a, int64_t tile, int64_t begin, int64_t en
         const __m256i quad = load_vector(codes + at / kQuadCols * kQuadBytes);
         float* out = panel + (k - begin) * kStride;
         if (at % kQuadCols == 0 && k + kQuadCols <= stop) {
-          store_weights(quad, scale, minimum, out);
-          store_weights(_mm256_srli_epi32(quad, 8), scale, minimum, out + kStride);
-          store_weights(_mm256_srli_epi32(quad, 16), scale, minimum, out + 2 * kStride);
-          store_weights(_mm256_srli_epi32(quad, 24), scale, minimum, out + 3 * kStride);
+          store_weights(quad, grid, out);
+          store_weights(_mm256_srli_epi32(quad, 8), grid, out + kStride);
+          store_weights(_mm256_srli_epi32(quad, 16), grid, out + 2 * kStride);
+          store_weights(_mm256_srli_epi32(quad, 24), grid, out + 3 * kStride);
           k += kQuadCols;
         } else {
           const __m128i shift = _mm_cvtsi32_si128(static_cast<int>(8 * (at % kQuadCols)));
-          store_weights(_mm256_srl_epi32(quad, shift), scale, minimum, out);
+          store_weights(_mm256_srl_epi32(quad, shift), grid, out);
           ++k;
         }
       }

@@ -29,7 +29,7 @@ constexpr int kChainBlocks = kChainCols / kBlockCols;
 
 struct FewRowsOperands {
   const uint8_t* tile;
-  const float* affine;  // [group][scale, minimum][8]
+  TileAffine affine;
   const float* x;       // [k padded to blocks][rows], scaled by kLaneScale
   const float* x_sums;  // [group][rows]
   int64_t blocks, groups, group_blocks;
@@ -64,8 +64,7 @@ void few_rows(const FewRowsOperands& a, __m256* out) {
   for (int row = 0; row < kRows; ++row) out[row] = _mm256_setzero_ps();
   int64_t left = a.blocks;
   for (int64_t group = 0; group < a.groups; ++group) {
-    const float* affine = a.affine + group * kAffineFloats;
-    const __m256 scale = _mm256_loadu_ps(affine);
+    const Grid grid = load_grid(a.affine, group);
     for (int64_t todo = smaller(a.group_blocks, left); todo > 0;) {
       const int64_t count = smaller(todo, kChainBlocks);
       todo -= count;
@@ -90,14 +89,13 @@ void few_rows(const FewRowsOperands& a, __m256* out) {
 #pragma GCC unroll 8
         for (int chain = 1; chain < kChains; ++chain)
           sums[row][0] = _mm256_add_ps(sums[row][0], sums[row][chain]);
-        out[row] = _mm256_fmadd_ps(sums[row][0], scale, out[row]);
+        out[row] = _mm256_fmadd_ps(sums[row][0], grid.scale, out[row]);
       }
     }
-    const __m256 minimum = _mm256_loadu_ps(affine + kTileRows);
 #pragma GCC unroll 4
     for (int row = 0; row < kRows; ++row)
-      out[row] =
-          _mm256_fmadd_ps(_mm256_broadcast_ss(a.x_sums + group * kRows + row), minimum, out[row]);
+      out[row] = _mm256_fmadd_ps(_mm256_broadcast_ss(a.x_sums + group * kRows + row), grid.minimum,
+                                 out[row]);
   }
 }
 
@@ -166,9 +164,8 @@ void multiply_few_rows(const PackedGemmArgs& a) {
         const int64_t first = rows.begin(block), count = rows.rows(block);
         __m256 sums[kFewRows];
         kKernels[count - 1](
-            {a.tiles + tile * tile_bytes(a.k, kBits), a.affine + tile * groups * kAffineFloats,
-             x + first * cols, x_sums + first * groups, blocks, groups,
-             ceil_div(a.group_size, kBlockCols)},
+            {a.tiles + tile * tile_bytes(a.k, kBits), tile_affine(a, tile), x + first * cols,
+             x_sums + first * groups, blocks, groups, ceil_div(a.group_size, kBlockCols)},
             sums);
         for (int64_t row = 0; row < count; ++row) store_outputs(a, first + row, tile, sums[row]);
       }

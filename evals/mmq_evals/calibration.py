@@ -2,8 +2,8 @@
 """Calibration samples for a model: an image with a text that matches, as the model meets it.
 
 They come from the training split of a dataset, never from the split that is evaluated. Language
-models see prompt and reference answer, teacher-forced; the retrieval model an image and one of its
-captions. Nothing is padded: one sample is one row.
+models see prompt and reference answer, teacher-forced, with labels on the answer; the retrieval
+model an image and one of its captions. Nothing is padded: one sample is one row.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mmq_evals.tasks.build import Data, model_class
 from mmq_evals.tasks.captioning import PROTOCOLS as CAPTION_PROTOCOLS
 from mmq_evals.tasks.matching import MAX_TEXT_TOKENS, prepare_text
 from mmq_evals.tasks.vqa import LLAVA
-from mmq_evals.tiny.data import CalibrationSample
+from mmq_evals.tiny.data import CalibrationSample, teacher_forced
 from mmq_evals.tiny.data import calibration_samples as tiny_samples
 
 _TINY_OF = {
@@ -88,9 +88,9 @@ def _training_items(dataset: Dataset[Any], root: Path, count: int) -> Sequence[A
 def _question_sample(item: VqaItem, processor: Any) -> CalibrationSample:
     prompt = LLAVA.prompt.replace("{}", item.question)
     answer = max(item.answers, key=item.answers.count)
-    text = f"{prompt} {answer}{processor.tokenizer.eos_token or ''}"
     image = read_image(item.id, item.image)
-    return CalibrationSample(item.id, dict(processor(images=image, text=text, return_tensors="pt")))
+    answer += processor.tokenizer.eos_token or ""
+    return CalibrationSample(item.id, teacher_forced(processor, image, prompt, answer))
 
 
 def _caption_sample(
@@ -109,5 +109,5 @@ def _caption_sample(
         inputs = dict(processor(images=image, text=prompt, return_tensors="pt"))
         labels: torch.Tensor = processor.tokenizer(caption, return_tensors="pt").input_ids
         return CalibrationSample(item.id, {**inputs, "labels": labels})
-    text = f"{prompt} {caption}{processor.tokenizer.eos_token or ''}"
-    return CalibrationSample(item.id, dict(processor(images=image, text=text, return_tensors="pt")))
+    caption += processor.tokenizer.eos_token or ""
+    return CalibrationSample(item.id, teacher_forced(processor, image, prompt, caption))

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from mmq_evals.tasks.base import Task
-from mmq_evals.tasks.build import model_class
+from mmq_evals.tasks.build import Limit, limit_of, model_class
 
 
 def protocol_hash(protocol: dict[str, Any]) -> str:
@@ -24,12 +24,12 @@ def differing_keys(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
 
 
 def run_protocols(
-    model: Any, processor: Any, tasks: Mapping[str, Task], batch_size: int, limit: int | None
+    model: Any, processor: Any, tasks: Mapping[str, Task], batch_size: int, limit: Limit
 ) -> dict[str, dict[str, Any]]:
     """The protocol of every task of a run: prompt, decoding and padding side of the task, image
     size, types, batch size, versions, and the samples."""
     common = _common_protocol(model, processor, batch_size)
-    return {name: _protocol(task, common, limit) for name, task in tasks.items()}
+    return {name: _protocol(task, common, limit_of(limit, name)) for name, task in tasks.items()}
 
 
 def _common_protocol(model: Any, processor: Any, batch_size: int) -> dict[str, Any]:

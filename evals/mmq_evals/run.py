@@ -17,7 +17,8 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +42,23 @@ from mmq_evals.rows import WHOLE, Row, RowStore, Shard, model_fingerprint
 from mmq_evals.stats import detectable_line
 from mmq_evals.summary import clusters_of, score_rows
 from mmq_evals.tasks.base import Task, scored
-from mmq_evals.tasks.build import Data, build_tasks, model_class, tasks_for
+from mmq_evals.tasks.build import (
+    Data,
+    Limit,
+    build_tasks,
+    model_class,
+    tasks_for,
+)
 from mmq_evals.tasks.captioning import Captioning
 
 __all__ = [
+    "Prepared",
     "evaluate",
+    "evaluate_prepared",
     "format_result",
     "make_folder",
     "predict_shard",
+    "prepare",
     "protocol_hash",
     "read_result",
     "tasks_for",
@@ -63,6 +73,20 @@ FEATURES = "features.part"
 
 # Called after every row (of retrieval: image) with the task's name, those done and those in all.
 Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Tasks built once for a model, to be run with any weights of it; see `prepare`."""
+
+    tasks: dict[str, Task]
+    protocols: dict[str, dict[str, Any]]
+    batch_size: int
+
+    @cached_property
+    def baselines(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Scores without the image, by task."""
+        return {name: task.baselines() for name, task in self.tasks.items()}
 
 
 def evaluate(
@@ -118,7 +142,39 @@ def evaluate(
             no image decodes. All but the last are found before
             the model runs. Single images that do not decode are counted, named and not scored.
     """
-    built, protocols = _tasks_of(model, processor, tasks, data, split, limit, batch_size)
+    prepared = prepare(
+        model, processor, tasks, data=data, split=split, limit=limit, batch_size=batch_size
+    )
+    return evaluate_prepared(
+        model,
+        processor,
+        prepared,
+        out_dir=out_dir,
+        seed=seed,
+        reference=reference,
+        reference_model=reference_model,
+        features=features,
+        progress=progress,
+        announce=announce,
+    )
+
+
+def evaluate_prepared(
+    model: Any,
+    processor: Any,
+    prepared: Prepared,
+    *,
+    out_dir: Path,
+    seed: int = 0,
+    reference: Path | None = None,
+    reference_model: Any | None = None,
+    features: Path | None = None,
+    progress: Progress | None = None,
+    announce: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """`evaluate` on tasks that are built already; many runs of one model share them."""
+    built, protocols, batch_size = prepared.tasks, prepared.protocols, prepared.batch_size
+    _check_finite(model)
     against = _reference(reference, reference_model, protocols)
     fingerprint, stores = _open_stores(model, protocols, out_dir)
     logits = _logit_stores(built, stores, against, reference_model)
@@ -173,12 +229,12 @@ def evaluate(
             "failed": failed,
             "scores": {key: asdict(value) for key, value in score_rows(rows, seed=seed).items()},
             "breakdown": task.breakdown(rows),
-            "baselines": task.baselines(),
+            "baselines": prepared.baselines[name],
             "detectable": detectable[name],
             "protocol": protocols[name],
             "protocol_hash": protocol_hash(protocols[name]),
         }
-        if isinstance(task, Captioning) and limit is not None:
+        if isinstance(task, Captioning) and task.limit is not None:
             # The references in the rows do not give the table of the whole split.
             entry["document_frequency"] = f"{name}.df.json"
             task.df.save(out_dir / entry["document_frequency"])
@@ -235,9 +291,13 @@ def predict_shard(
     Raises:
         EvalError: as `evaluate`.
     """
-    built, protocols = _tasks_of(model, processor, tasks, data, split, limit, batch_size)
-    against = _reference(reference, reference_model, protocols)
-    _, stores = _open_stores(model, protocols, out_dir)
+    prepared = prepare(
+        model, processor, tasks, data=data, split=split, limit=limit, batch_size=batch_size
+    )
+    built = prepared.tasks
+    _check_finite(model)
+    against = _reference(reference, reference_model, prepared.protocols)
+    _, stores = _open_stores(model, prepared.protocols, out_dir)
     logits = _logit_stores(built, stores, against, reference_model)
     for name, task in built.items():
         scratch = features or out_dir / FEATURES
@@ -259,16 +319,23 @@ def predict_shard(
     return complete()
 
 
-def _tasks_of(
+def prepare(
     model: Any,
     processor: Any,
     tasks: Sequence[str] | None,
-    data: Data,
-    split: str,
-    limit: int | None,
-    batch_size: int,
-) -> tuple[dict[str, Task], dict[str, dict[str, Any]]]:
-    """The tasks of a run and their protocols, with every check that needs no prediction."""
+    *,
+    data: Data = "tiny",
+    split: str = "test",
+    limit: Limit = None,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+) -> Prepared:
+    """The tasks of a run and their protocols; arguments as `evaluate`.
+
+    ``limit`` may be by task, without an entry for those that are not limited.
+
+    Raises:
+        EvalError: all that `evaluate` raises without looking at the weights.
+    """
     if batch_size < 1:
         raise EvalError(f"batch_size: expected at least 1, got {batch_size}")
     if tasks is None:
@@ -276,8 +343,7 @@ def _tasks_of(
         if not tasks:
             raise EvalError(f"data: {data} has no dataset for any task of {model_class(model)}")
     built = build_tasks(model, tasks, data, split, limit)
-    _check_finite(model)
-    return built, run_protocols(model, processor, built, batch_size, limit)
+    return Prepared(built, run_protocols(model, processor, built, batch_size, limit), batch_size)
 
 
 def _open_stores(

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from mmq.architectures import Architecture, Stack
 from mmq.errors import MmqError
-from mmq.hessian import Hessian
-from mmq.models import blocks_of
+from mmq.hessian import Hessian, InputStats
+from mmq.models import LinearUnit, blocks_of
 
 _CACHE_ARGUMENTS = {"past_key_values": None, "use_cache": False}
 
@@ -174,6 +174,43 @@ def gather_from_model(
         inputs[module].add(_tokens(args, kwargs, max_tokens))
 
     run_model(model, architecture, batches, list(inputs), add)
+
+
+def block_inputs(
+    model: nn.Module,
+    block: nn.Module,
+    units: Sequence[LinearUnit],
+    calls: Sequence[Call],
+    max_tokens: int | None = None,
+) -> dict[str, InputStats]:
+    """Statistics by input group, gathered at the first of the block's ``units`` of each group."""
+    hessians: dict[str, Hessian] = {}
+    hooks: dict[nn.Module, Hessian] = {}
+    for unit in units:
+        if unit.input_group not in hessians:
+            hessian = _hessian(model, unit)
+            hessians[unit.input_group] = hooks[model.get_submodule(unit.path)] = hessian
+    gather(block, calls, hooks, max_tokens)
+    return {group: hessian.stats() for group, hessian in hessians.items()}
+
+
+def head_inputs(
+    model: nn.Module,
+    architecture: Architecture,
+    units: Sequence[LinearUnit],
+    batches: Sequence[Batch],
+    max_tokens: int | None = None,
+) -> dict[str, InputStats]:
+    """Statistics by path, of linears outside the stacks; runs the whole model."""
+    hessians = {unit.path: _hessian(model, unit) for unit in units}
+    hooks = {model.get_submodule(path): hessian for path, hessian in hessians.items()}
+    gather_from_model(model, architecture, batches, hooks, max_tokens)
+    return {path: hessian.stats() for path, hessian in hessians.items()}
+
+
+def _hessian(model: nn.Module, unit: LinearUnit) -> Hessian:
+    device = next(model.get_submodule(unit.path).parameters()).device
+    return Hessian(unit.k, name=unit.path, device=device)
 
 
 def _tokens(args: tuple[Any, ...], kwargs: dict[str, Any], max_tokens: int | None) -> Tensor:

@@ -13,11 +13,12 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -32,8 +33,14 @@ from mmq.stored import stored_tensors
 CONFIG_NAME: Final = "config.json"
 TENSORS_NAME: Final = "model.safetensors"
 CHECKSUMS_NAME: Final = "checksums.json"
+GENERATION_NAME: Final = "generation_config.json"
 MANIFEST_ATTRIBUTE: Final = "mmq_manifest"
 _PROCESSOR_NAMES: Final = ("processor_config.json", "preprocessor_config.json")
+# What transformers raises for a folder whose parts are of the wrong type or do not fit.
+_UNFIT: Final = (
+    *(OSError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError),
+    *(SafetensorError, StrictDataclassError),
+)
 _FILE_DTYPES: Final = {torch.int32: "I32", torch.float16: "F16", torch.bfloat16: "BF16"} | {
     torch.float32: "F32"
 }
@@ -113,15 +120,9 @@ def load(
     _untie_packed(config, layouts)
     _check_tensors(_skeleton(cls, config, layouts), layouts, tensors, folder / TENSORS_NAME)
     kind = getattr(config, "dtype", None) if dtype is None else dtype
-    model, info = cls.from_pretrained(
-        folder,
-        config=config,
-        dtype=kind if isinstance(kind, torch.dtype) else torch.float32,
-        local_files_only=True,
-        use_safetensors=True,
-        output_loading_info=True,
-    )
-    _check_loading(info, folder)
+    if not isinstance(kind, torch.dtype):
+        kind = torch.float32
+    model = _from_pretrained(cls, folder, dtype=kind, config=config)
     if (folder / MANIFEST_NAME).is_file():
         setattr(model, MANIFEST_ATTRIBUTE, Manifest.read(folder / MANIFEST_NAME))
     check_kernels(model, where)
@@ -138,7 +139,7 @@ def load_processor(folder: str | Path) -> Any:
     loader: Any = AutoProcessor
     try:
         return loader.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+    except _UNFIT as error:
         raise MmqError(f"{folder}: expected a processor, got {_line(error)}") from error
 
 
@@ -249,7 +250,7 @@ def _layouts(table: object, folder: Path) -> dict[str, Layout]:
     check_format_version(table.get("format_version"), where)
     try:
         return MmqConfig(**table).layouts()
-    except TypeError as error:
+    except TypeError as error:  # a key is missing
         raise MmqError(f"{where}: {_line(error)}") from error
     except MmqError as error:
         raise MmqError(f"{folder / CONFIG_NAME}: {error}") from error
@@ -258,7 +259,7 @@ def _layouts(table: object, folder: Path) -> dict[str, Layout]:
 def _config(cls: Any, folder: Path) -> Any:
     try:
         return cls.config_class.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except _UNFIT as error:
         name = cls.config_class.__name__
         raise MmqError(f"{folder / CONFIG_NAME}: expected a {name}, got {_line(error)}") from error
 
@@ -278,7 +279,7 @@ def _skeleton(cls: Any, config: Any, layouts: Mapping[str, Layout]) -> Any:
     try:
         with torch.device("meta"):
             model = cls(config)
-    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+    except _UNFIT as error:
         raise MmqError(f"{cls.__name__}: expected a valid config, got {_line(error)}") from error
     replace_linears(model, layouts)
     return model
@@ -320,12 +321,11 @@ def _check_tensors(
     tied = set(skeleton.all_tied_weights_keys)
     missing = sorted(set(expected) - set(found) - tied)
     unexpected = sorted(set(found) - set(expected))
-    for what, names in (("in", missing), ("no", unexpected)):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            if what == "in":
-                raise MmqError(f"{path}: expected a tensor {names[0]}{more}, got none")
-            raise MmqError(f"{path}: expected the model's tensors only, got {names[0]}{more}")
+    if missing:
+        other = f"; it holds {unexpected[0]}, as of another model" if unexpected else ""
+        raise MmqError(f"{path}: expected a tensor {_first(missing)}, got none{other}")
+    if unexpected:
+        raise MmqError(f"{path}: expected the model's tensors only, got {_first(unexpected)}")
     for name, (_, shape) in found.items():
         if shape != expected[name]:
             raise MmqError(
@@ -340,18 +340,30 @@ def _check_tensors(
                 )
 
 
+def _first(names: Sequence[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+
+
 def _load_dense(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
     for path in sorted(folder.glob("*.safetensors")):
         _check_file(path)
+    return _from_pretrained(cls, folder, dtype=dtype)
+
+
+def _from_pretrained(cls: Any, folder: Path, **arguments: Any) -> Any:
+    if (folder / GENERATION_NAME).is_file():
+        _read_json(folder / GENERATION_NAME)  # transformers passes over one that it cannot read.
     try:
         model, info = cls.from_pretrained(
             folder,
-            dtype=dtype,
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
+            **arguments,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except MmqError:
+        raise
+    except _UNFIT as error:
         raise MmqError(f"{folder}: expected a {cls.__name__}, got {_line(error)}") from error
     _check_loading(info, folder)
     return model

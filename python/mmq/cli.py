@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line: the roof of the house, the one module that may import everything.
 
-Exit codes: 0 done, 2 bad input (one line on stderr), 130 interrupted.
+Exit codes: 0 done, 1 a sweep with failed runs, 2 bad input (one line on stderr), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -131,6 +131,12 @@ def _quantize(args: argparse.Namespace) -> None:
     print(f"saved to {out}")
 
 
+def _allocate(args: argparse.Namespace) -> None:
+    from mmq_evals.allocation import run_allocate
+
+    print(run_allocate(args, *_load(args), _data(args)))
+
+
 def _data(args: argparse.Namespace) -> Any:
     return "tiny" if args.data == "tiny" else Path(args.data)
 
@@ -220,10 +226,24 @@ def _analyze(args: argparse.Namespace) -> None:
     print(run_analyze(args))
 
 
+def _report(args: argparse.Namespace) -> None:
+    from mmq_evals.study.analysis_commands import run_report
+
+    print(run_report(args))
+
+
 def _data_folder(args: argparse.Namespace) -> None:
     from mmq_evals.commands import run_data
 
     print(run_data(args))
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    from mmq_evals.study.commands import run_sweep
+
+    text, code = run_sweep(args)
+    print(text)
+    return code
 
 
 def _doctor(args: argparse.Namespace) -> None:
@@ -239,7 +259,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[[argparse.Namespace], None], text: str) -> Any:
+    def command(name: str, run: Callable[[argparse.Namespace], int | None], text: str) -> Any:
         added = commands.add_parser(name, help=text, description=text)
         added.set_defaults(run=run)
         return added
@@ -268,6 +288,13 @@ def _parser() -> argparse.ArgumentParser:
     quantize.add_argument("--overwrite", action="store_true", help="replace the output folder")
     quantize.add_argument("--quiet", action="store_true", help="no progress lines")
 
+    from mmq_evals.allocation import add_allocate_arguments
+    from mmq_evals.commands import add_data_arguments, add_score_arguments
+
+    text = "Choose a width per linear under a budget of bits; writes a recipe."
+    allocate = command("allocate", _allocate, text)
+    add_allocate_arguments(allocate)
+
     evaluate = command("eval", _eval, "Evaluate a model, dense or packed.")
     evaluate.add_argument("model", help="a folder or a built-in tiny model")
     evaluate.add_argument("--tasks", help="comma-separated; default: all that fit the model")
@@ -294,7 +321,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--samples", type=int, default=10, help="changed samples to show")
     compare.add_argument("--json", action="store_true", help="print JSON with all of them")
 
-    for runs in (quantize, evaluate):
+    for runs in (quantize, allocate, evaluate):
         runs.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
         runs.add_argument(
             "--dtype",
@@ -306,17 +333,22 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", default="out/demo", help="where the report is written")
     demo.add_argument("--limit", type=int, help="evaluate the first N items of each task only")
 
-    from mmq_evals.commands import add_data_arguments, add_score_arguments
-
     text = "Score predictions from files, or those of an evaluation anew, without a model."
     add_score_arguments(command("score", _score, text))
     text = "Count, hash and check local datasets in their published layouts."
     add_data_arguments(command("data", _data_folder, text))
 
-    from mmq_evals.study.analysis_commands import add_analyze_arguments
+    from mmq_evals.study.commands import add_sweep_arguments
+
+    text = "Quantize and evaluate every setting of a grid, once; goes on where it was killed."
+    add_sweep_arguments(command("sweep", _sweep, text))
+
+    from mmq_evals.study.analysis_commands import add_analyze_arguments, add_report_arguments
 
     text = "Say what a table of results shows: effects, importance, interactions, sizes."
     add_analyze_arguments(command("analyze", _analyze, text))
+    text = "Write a report of a table of results: one HTML file, or Markdown with PNG charts."
+    add_report_arguments(command("report", _report, text))
 
     doctor = command("doctor", _doctor, "Say which kernels, instruction sets and extras are here.")
     doctor.add_argument("--json", action="store_true", help="print JSON")
@@ -332,14 +364,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mmq.errors import MmqError
 
     try:
-        args.run(args)
+        return args.run(args) or 0
     except (MmqError, ValueError) as error:
         print(f"mmq: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("mmq: interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ class MmqConfig(QuantizationConfigMixin):
         self.quant_method = quant_method  # type: ignore[assignment]  # Third parties have a str.
         self.format_version = format_version
         self.version = version
-        self.modules = {path: dict(layout) for path, layout in modules.items()}
+        self.modules = dict(modules)
         self.layouts()
 
     def layouts(self) -> dict[str, Layout]:

@@ -10,6 +10,7 @@ forth, bitwise. Only a ready layer runs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, Literal, get_args
@@ -72,6 +73,26 @@ class Layout:
         )
 
     @classmethod
+    def planned(
+        cls, spec: QuantSpec, n: int, k: int, *, perm: bool = False, in_scale: bool = False
+    ) -> Layout:
+        """The layout that an [n, k] matrix on the grid ``spec`` will have, without a bias."""
+        return cls(
+            bits=spec.bits,
+            group_size=spec.group_size,
+            zero=spec.zero,
+            n=n,
+            k=k,
+            method="",
+            fallback="",
+            scale_dtype=spec.scale_dtype,
+            per_tensor=spec.per_tensor,
+            perm=perm,
+            in_scale=in_scale,
+            bias=False,
+        )
+
+    @classmethod
     def from_dict(cls, name: str, data: object) -> Layout:
         """The inverse of :meth:`to_dict`.
 
@@ -124,6 +145,11 @@ class Layout:
         if self.in_scale:
             found["in_scale"] = (scale, (self.k,))
         return found
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the canonical tensors, without the bias: what a file needs."""
+        return sum(kind.itemsize * math.prod(shape) for kind, shape in self.tensors().values())
 
 
 class QuantLinear(nn.Module):
@@ -262,10 +288,7 @@ class QuantLinear(nn.Module):
     @property
     def stored_bytes(self) -> int:
         """Bytes of the canonical tensors, without the bias: what a file needs."""
-        return sum(shape.numel() * kind.itemsize for kind, shape in self._stored())
-
-    def _stored(self) -> list[tuple[torch.dtype, torch.Size]]:
-        return [(kind, torch.Size(shape)) for kind, shape in self.layout.tensors().values()]
+        return self.layout.stored_bytes
 
     @property
     def is_ready(self) -> bool:

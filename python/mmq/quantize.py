@@ -20,24 +20,30 @@ import torch
 from torch import Tensor, nn
 
 from mmq.architectures import Stack
-from mmq.awq import quantize_scaled
-from mmq.calibrate import Call, advance, calibrating, capture, gather, gather_from_model, run_block
+from mmq.calibrate import (
+    Call,
+    advance,
+    block_inputs,
+    calibrating,
+    capture,
+    head_inputs,
+    run_block,
+)
 from mmq.checkpoint import MANIFEST_ATTRIBUTE
 from mmq.device import device_of
 from mmq.errors import MmqError
-from mmq.gptq import gptq
 from mmq.grid import check_weight
-from mmq.hessian import Hessian, InputStats, rescale_hessian
+from mmq.hessian import InputStats
 from mmq.linear import QuantLinear
 from mmq.manifest import DenseRecord, LinearRecord, Manifest, component_totals, versions
+from mmq.methods import quantize_weight
 from mmq.models import LinearUnit, architecture_of, blocks_of, unlisted_linears
 from mmq.plan import LayerPlan, Plan, plan
 from mmq.recipe import Recipe
 from mmq.records import record_of
 from mmq.report import Report
-from mmq.rtn import rtn
 from mmq.samples import Sample, check_samples, micro_batches, split_samples
-from mmq.scaling import Member, Scaling, clip_rows, dense_linear, scale_block, scale_head
+from mmq.scaling import Member, Scaling, dense_linear, scale_block, scale_head
 from mmq.stored import account
 from mmq_ext import cpu_isa
 from mmq_ext.device import on_cuda
@@ -70,7 +76,7 @@ Progress = Callable[[ProgressEvent], None]
 
 def quantize(
     model: nn.Module,
-    recipe: Recipe,
+    recipe: Recipe | Plan,
     samples: Sequence[Sample] | None = None,
     *,
     sample_ids: Sequence[str] | None = None,
@@ -81,7 +87,7 @@ def quantize(
     Args:
       model: a supported model with dense linears, all on one device; on CUDA in float16 or
         bfloat16, which is what its packed kernel multiplies. It stays there.
-      recipe: what to do with which linear.
+      recipe: what to do with which linear; or a plan of it for this model, already made.
       samples: model inputs, each a mapping of names to tensors with the batch first, on any
         device; padding is cut off. The first ``recipe.calibration.samples`` are used. None is
         allowed where only ``uniform`` and ``rtn`` are used, and then no output error is known.
@@ -96,14 +102,12 @@ def quantize(
     interrupt, the model in memory is partly quantized (a message is logged) and should be loaded
     again.
     """
-    decided = plan(recipe, model)
+    decided = recipe if isinstance(recipe, Plan) else plan(recipe, model)
     _check_weights(model, decided)
-    device = device_of(model)
+    device_of(model)  # Refuses a model on two devices.
     batches = _batches(model, decided, samples, sample_ids)
-    if batches is not None:
-        batches = [{name: x.to(device) for name, x in batch.items()} for batch in batches]
-    used = None if samples is None else len(samples[: recipe.calibration.samples])
-    run = _Run(model, decided, batches, device, progress)
+    used = None if samples is None else len(samples[: decided.recipe.calibration.samples])
+    run = _Run(model, decided, batches, progress)
     finished = False
     try:
         with calibrating(model):
@@ -130,7 +134,6 @@ class _Run:
     model: nn.Module
     plan: Plan
     batches: list[dict[str, Tensor]] | None
-    device: torch.device
     progress: Progress | None
     records: list[LinearRecord] = field(default_factory=list)
     untied: list[str] = field(default_factory=list)
@@ -214,31 +217,17 @@ class _Run:
     def _inputs(
         self, block: nn.Module, members: list[Member], calls: list[Call]
     ) -> dict[str, InputStats]:
-        """Statistics by input group, gathered at the first linear of each."""
-        hessians: dict[str, Hessian] = {}
-        hooks: dict[nn.Module, Hessian] = {}
-        for unit, _ in members:
-            if unit.input_group not in hessians:
-                hessian = Hessian(unit.k, name=unit.path, device=self.device)
-                hessians[unit.input_group] = hessian
-                hooks[self.model.get_submodule(unit.path)] = hessian
-        gather(block, calls, hooks, self._calibration.max_tokens)
-        return {group: hessian.stats() for group, hessian in hessians.items()}
+        """Statistics by input group."""
+        units = [unit for unit, _ in members]
+        return block_inputs(self.model, block, units, calls, self._calibration.max_tokens)
 
     def _head_inputs(self, paths: Sequence[str]) -> dict[str, InputStats]:
         if self.batches is None or not paths:
             return {}
-        modules = {path: self.model.get_submodule(path) for path in paths}
-        width = {unit.path: unit.k for unit, _ in self.chosen}
-        hessians = {path: Hessian(width[path], name=path, device=self.device) for path in paths}
-        gather_from_model(
-            self.model,
-            self.architecture,
-            self.batches,
-            {modules[path]: hessians[path] for path in paths},
-            self._calibration.max_tokens,
+        units = [unit for unit, _ in self.chosen if unit.path in paths]
+        return head_inputs(
+            self.model, self.architecture, units, self.batches, self._calibration.max_tokens
         )
-        return {path: hessian.stats() for path, hessian in hessians.items()}
 
     def _scale(
         self, block: nn.Module, members: list[Member], calls: list[Call]
@@ -256,32 +245,8 @@ class _Run:
         scaling: Scaling | None,
     ) -> None:
         """Quantizes one linear, puts the packed one in its place, records and reports."""
-        spec = layer.spec
-        assert spec is not None
-        linear = dense_linear(self.model, unit)
-        weight = linear.weight.detach().float()
-        hessian = None if stats is None else stats.hessian
-        in_scale = None if scaling is None else scaling.in_scale
-        if in_scale is not None and hessian is not None:
-            weight = weight * in_scale
-            hessian = rescale_hessian(hessian, in_scale)
-        if layer.method in ("uniform", "rtn"):
-            packed, report = rtn(weight, spec, hessian=hessian, name=unit.path, method=layer.method)
-        elif hessian is None:
-            raise MmqError(f"{unit.path}: expected calibration inputs for {layer.method}, got none")
-        elif layer.method == "gptq":
-            packed, report = gptq(weight, hessian, spec, layer.gptq, name=unit.path)
-        else:
-            packed, report = quantize_scaled(
-                weight,
-                hessian,
-                spec,
-                layer.awq,
-                search=None if scaling is None else scaling.search,
-                in_scale=in_scale,
-                clip_rows=clip_rows(unit),
-                name=unit.path,
-            )
+        linear = dense_linear(self.model, unit.path)
+        packed, report = quantize_weight(linear.weight, unit, layer, stats, scaling)
         replacement = QuantLinear.replacing(linear, packed)
         self.model.set_submodule(unit.path, replacement)
         self.records.append(record_of(unit, layer, report, replacement, stats, scaling))
@@ -319,7 +284,7 @@ class _Run:
 
 def _check_weights(model: nn.Module, decided: Plan) -> None:
     for unit, _ in decided.quantized():
-        weight = dense_linear(model, unit).weight
+        weight = dense_linear(model, unit.path).weight
         check_weight(weight, unit.path)
         if on_cuda(weight) and weight.dtype not in (torch.float16, torch.bfloat16):
             raise MmqError(
@@ -343,15 +308,32 @@ def _batches(
                     "got none"
                 )
         return None
+    return calibration_batches(model, decided.recipe, samples, sample_ids)
+
+
+def calibration_batches(
+    model: nn.Module,
+    recipe: Recipe,
+    samples: Sequence[Sample],
+    sample_ids: Sequence[str] | None = None,
+) -> list[dict[str, Tensor]]:
+    """The samples that ``recipe`` uses, freed of padding, in batches on the model's device.
+
+    Raises MmqError as :func:`mmq.samples.check_samples` and for ids that do not match.
+    """
     check_samples(samples)
     if sample_ids is not None and len(sample_ids) != len(samples):
         raise MmqError(
             f"sample_ids: expected one per sample ({len(samples)}), got {len(sample_ids)}"
         )
     stacks = {stack.name for stack in architecture_of(model).stacks}
-    used = samples[: decided.recipe.calibration.samples]
+    used = samples[: recipe.calibration.samples]
     rows = split_samples(used, encoder_decoder="encoder" in stacks)
-    return micro_batches(rows, MICRO_BATCH)
+    device = device_of(model)
+    return [
+        {name: x.to(device) for name, x in batch.items()}
+        for batch in micro_batches(rows, MICRO_BATCH)
+    ]
 
 
 def _untie(model: Any, unit: LinearUnit) -> str:

@@ -8,7 +8,7 @@ run-time divisor and nothing is changed yet.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,22 +47,44 @@ def scale_block(
 
     Returns the decision for each AWQ linear by path.
     """
-    planned = {unit.path for unit, _ in members}
     found: dict[str, Scaling] = {}
+    for part, search, folds in _searches(model, plan, members, inputs):
+        if folds and search.alpha > 0:
+            found |= _fold(model, part, search)
+        else:
+            found |= {unit.path: _at_run_time(layer, search) for unit, layer in part}
+    return found
+
+
+def run_time_scales(
+    model: nn.Module, plan: Plan, members: Sequence[Member], inputs: Mapping[str, InputStats]
+) -> dict[str, tuple[Scaling, bool]]:
+    """The same searches with nothing changed: every scale at run time, and whether it would fold.
+
+    ``members`` may be heads, too.
+    """
+    return {
+        unit.path: (_at_run_time(layer, search), folds)
+        for part, search, folds in _searches(model, plan, members, inputs)
+        for unit, layer in part
+    }
+
+
+def _searches(
+    model: nn.Module, plan: Plan, members: Sequence[Member], inputs: Mapping[str, InputStats]
+) -> Iterator[tuple[list[Member], AwqSearch, bool]]:
+    """By input group: its AWQ linears, their scale, and whether that may be folded."""
+    planned = {unit.path for unit, _ in members}
     for group, stats in inputs.items():
         part = [
             (unit, layer)
             for unit, layer in members
             if unit.input_group == group and layer.method == "awq"
         ]
-        readers = [unit for unit, _ in plan.layers if unit.input_group == group]
-        folds = len(part) == len(readers) and _may_fold(part, planned)
-        search = _search(model, part, stats, folds)
-        if folds and search.alpha > 0:
-            found |= _fold(model, part, search)
-        else:
-            found |= {unit.path: _at_run_time(layer, search) for unit, layer in part}
-    return found
+        if part:
+            readers = [unit for unit, _ in plan.layers if unit.input_group == group]
+            folds = len(part) == len(readers) and _may_fold(part, planned)
+            yield part, _search(model, part, stats, folds), folds
 
 
 def scale_head(
@@ -84,11 +106,11 @@ def clip_rows(unit: LinearUnit) -> Tensor | None:
     return rows
 
 
-def dense_linear(model: nn.Module, unit: LinearUnit) -> nn.Linear:
-    """The unit's linear. Raises MmqError where it is packed already."""
-    linear = model.get_submodule(unit.path)
+def dense_linear(model: nn.Module, path: str) -> nn.Linear:
+    """The linear at ``path``. Raises MmqError where it is packed already."""
+    linear = model.get_submodule(path)
     if not isinstance(linear, nn.Linear):
-        raise MmqError(f"{unit.path}: expected a dense linear, got {type(linear).__name__}")
+        raise MmqError(f"{path}: expected a dense linear, got {type(linear).__name__}")
     return linear
 
 
@@ -97,7 +119,7 @@ def _search(model: nn.Module, part: Sequence[Member], stats: InputStats, folds: 
     unit, layer = part[0]
     shared = unit.fold if folds and unit.fold is not None and unit.fold.repeat > 1 else None
     return awq_scales(
-        [dense_linear(model, member).weight for member, _ in part],
+        [dense_linear(model, member.path).weight for member, _ in part],
         stats.mean_abs,
         error_factor(stats, name=unit.path),
         [member.spec for _, member in part if member.spec is not None],
@@ -129,7 +151,7 @@ def _fold(model: nn.Module, part: Sequence[Member], search: AwqSearch) -> dict[s
         per_row[fold.source_rows().to(per_row.device)] = search.scale
         fold_into_linear(producer, per_row, slice(fold.row_start, fold.row_stop))
     for unit, _ in part:
-        scale_inputs(dense_linear(model, unit), search.scale)
+        scale_inputs(dense_linear(model, unit.path), search.scale)
     return {unit.path: Scaling(search, fold.producer, None) for unit, _ in part}
 
 

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arguments and action of ``mmq analyze``; the command line prints the rest."""
+"""Arguments and actions of ``mmq analyze`` and ``mmq report``; the command line prints."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,21 @@ def add_analyze_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", help="write everything as JSON")
     parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def add_report_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``mmq report``."""
+    from mmq_evals.study.report.build import FORMATS, TITLE
+
+    parser.add_argument("results", help="a table (.jsonl, .csv, .tsv, .parquet) or its folder")
+    parser.add_argument("--out", help="default: report.html beside the table; a folder of Markdown")
+    parser.add_argument("--format", choices=FORMATS, default="html")
+    parser.add_argument("--title", default=TITLE)
+    parser.add_argument(
+        "--data", default="tiny", help="images of samples: tiny, a dataset folder, or none"
+    )
+    parser.add_argument("--commit", help="of the code that made the runs; default: this one's")
+    add_table_arguments(parser)
 
 
 def add_table_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,7 +89,7 @@ def table_options(args: argparse.Namespace) -> Any:
         ranges=[Range.parse(text) for text in args.range] if args.range else DEFAULT_RANGES,
         incomplete=args.incomplete,
         weights=_level_weights(args.level_weights),
-        with_consensus=args.consensus,
+        with_consensus=getattr(args, "consensus", False),
         preset=args.preset,
         resamples=args.resamples,
         seed=args.seed,
@@ -107,3 +123,27 @@ def run_analyze(args: argparse.Namespace) -> str:
     if args.out is not None:
         Path(args.out).write_text(content + "\n", encoding="ascii")
     return content if args.json else format_analysis(found)
+
+
+def run_report(args: argparse.Namespace) -> str:
+    """Write the report that ``args`` ask for; returns a line that names it.
+
+    Raises:
+        EvalError: as `run_analyze`, or a place that cannot be written.
+    """
+    from mmq_evals.study.readers import find_file
+    from mmq_evals.study.report.build import write_report
+
+    table = find_file(Path(args.results))
+    default = table.parent / ("report.html" if args.format == "html" else "report")
+    written = write_report(
+        table,
+        Path(args.out) if args.out is not None else default,
+        table_options(args),
+        kind=args.format,
+        title=args.title,
+        data={"tiny": "tiny", "none": None}.get(args.data, Path(args.data)),
+        command=shlex.join(["mmq", *args.arguments]),
+        commit=args.commit,
+    )
+    return f"wrote {written} ({written.stat().st_size:,} bytes)"

@@ -62,6 +62,11 @@ def analyze(path: Path, options: Options = Options()) -> Data:
     Raises:
         EvalError: as `read_table`, `grids` and `importance`.
     """
+    return analyze_table(read(path, options), options)
+
+
+def read(path: Path, options: Options) -> Table:
+    """The table of `analyze`, with the nominal sizes that the options ask for."""
     if options.with_consensus:
         check_installed()
     table = read_table(path, bits=options.bits, scores=options.scores)
@@ -69,6 +74,11 @@ def analyze(path: Path, options: Options = Options()) -> Data:
         from mmq_evals.study.nominal import with_nominal_size
 
         table = with_nominal_size(table, options.preset)
+    return table
+
+
+def analyze_table(table: Table, options: Options) -> Data:
+    """`analyze` of a table that was read by `read`."""
     found = grids(table, options.by)
     models = list(dict.fromkeys(grid.model for grid in found))
     return {
@@ -183,7 +193,7 @@ def _points(members: Sequence[Grid], evidence: Evidence, size: str | None) -> li
                 {
                     "run": run.id,
                     "grid": "full precision" if untouched else grid.label,
-                    "bits": list(bits),
+                    "widths": grid.widths(bits),
                     "bpw": bpw,
                     "score": evidence.scores[run.id],
                 },

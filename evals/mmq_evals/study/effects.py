@@ -174,6 +174,7 @@ def compare_methods(grids: Sequence[Grid], evidence: Evidence, at_least: float) 
             {
                 "a": one.label,
                 "b": two.label,
+                "factors": list(one.names),
                 "cells": len(shared),
                 "at_least": at_least,
                 **estimate_data(evidence.combination(terms)),
@@ -199,7 +200,7 @@ def best_per_bin(
 
     The best of many is the luckiest of many, too: the score that is shown tends to be too high.
     """
-    bins: dict[tuple[float, str], list[tuple[float, tuple[float, ...], Run]]] = {}
+    bins: dict[tuple[float, str], list[tuple[float, float, str, Run]]] = {}
     for grid in grids:
         for bits, run in grid.cells.items():
             bpw = run.number(column)
@@ -207,11 +208,11 @@ def best_per_bin(
                 continue
             low = math.floor(bpw / BIN_BITS + 1e-9) * BIN_BITS
             bins.setdefault((low, grid.label), []).append(
-                (evidence.scores[run.id], tuple(-width for width in bits), run)
+                (evidence.scores[run.id], -bpw, grid.widths(bits), run)
             )
     rows = []
     for (low, label), members in sorted(bins.items(), key=lambda item: item[0]):
-        _, bits, run = max(members, key=lambda member: member[:2])
+        _, _, widths, run = max(members, key=lambda member: member[:2])
         rows.append(
             {
                 "low": low,
@@ -219,7 +220,7 @@ def best_per_bin(
                 "grid": label,
                 "runs": len(members),
                 "run": run.id,
-                "bits": [-width for width in bits],
+                "widths": widths,
                 "bpw": run.number(column),
                 **(
                     {"score": estimate_data(evidence.score(run)), "difference": None}
@@ -251,7 +252,7 @@ def smallest_reaching(grid: Grid, evidence: Evidence, column: str) -> list[Data]
                 {
                     "goal": goal,
                     "bpw": bpw,
-                    "bits": list(bits),
+                    "widths": grid.widths(bits),
                     "run": run.id,
                     **_against(evidence, run, full),
                 }

@@ -25,6 +25,8 @@ from mmq_evals.study.readers import READERS, find_file
 FULL_BITS = 16.0
 # What tells two runs of equal widths apart; columns that a table lacks do not count.
 GROUPING = ("model", "method", "group_size", "zero", "clip", "upstream", "mode", "seed")
+# The metric that stands for its task where a table has several; others are asked for by name.
+PRIMARY = ("cider", "r_mean", "accuracy_always")
 FULL_METHODS = ("none", "full", "full precision", "fp16", "fp32")
 # Columns of a number per run that are no scores, whatever their names hold.
 _OTHER = re.compile(r"^(low|high|diff|diff_low|diff_high|p|seconds|layer_errors)\.|size|bytes|bpw")
@@ -102,6 +104,13 @@ class Grid:
             bits: float(run.values[target]) for bits, run in self.cells.items() if has(run, target)
         }
 
+    def widths(self, bits: tuple[float, ...]) -> str:
+        """A cell's widths as text: 4/8/3, or named for parts of components."""
+        if not any("." in name for name in self.names):
+            return width_text(bits)
+        named = [f"{n} {w:g}" for n, w in zip(self.names, bits, strict=True) if w != FULL_BITS]
+        return ", ".join(named) or "untouched"
+
     @property
     def model(self) -> str:
         return str(self.key.get("model", ""))
@@ -121,7 +130,8 @@ def read_table(
         path: JSON lines (.jsonl), CSV (.csv, .tsv) or Parquet (.parquet, needs pyarrow), or a
             folder with one of `readers.RESULTS_FILES`.
         bits: the columns of widths; default: ``bits.*``, else those with "bit" in their names.
-        scores: the columns to judge by; default: ``score.*``, else those named like a metric.
+        scores: the columns to judge by; default: the primary one of every task in ``score.*``,
+            else all that are named like a metric.
 
     Raises:
         EvalError: no such file, not in its format, a column that is missing or not numeric, no
@@ -298,8 +308,22 @@ def _bit_columns(file: Path, columns: Sequence[str]) -> list[str]:
     return found
 
 
+def primary_scores(columns: Iterable[str]) -> list[str]:
+    """Of the columns ``score.<task>.<metric>`` the one that stands for every task."""
+    by_task: dict[str, list[str]] = {}
+    for column in columns:
+        task, _, metric = column.removeprefix("score.").partition(".")
+        by_task.setdefault(task, []).append(metric)
+    found = []
+    for task, metrics in by_task.items():
+        wanted = ("accuracy_lavis", *PRIMARY) if task == "gqa" else PRIMARY
+        metric = next((name for name in wanted if name in metrics), metrics[0])
+        found.append(f"score.{task}.{metric}" if metric else f"score.{task}")
+    return found
+
+
 def _score_columns(file: Path, columns: Sequence[str], factors: Sequence[str]) -> list[str]:
-    found = [name for name in columns if name.startswith("score.")] or [
+    found = primary_scores(name for name in columns if name.startswith("score.")) or [
         name
         for name in columns
         if name not in factors and _METRIC.search(name) and not _OTHER.search(name)

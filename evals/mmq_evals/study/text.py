@@ -6,8 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mmq_evals.study.table import width_text
-
 Data = Mapping[str, Any]
 
 
@@ -23,11 +21,16 @@ def number(estimate: Data | None, *, sign: bool = False) -> str:
     """A score times 100 with its interval, a dash for none."""
     if estimate is None:
         return "-"
-    form = "+.1f" if sign else ".1f"
-    text = f"{100 * estimate['value']:{form}}"
+    text = points(estimate["value"], sign=sign)
     if estimate.get("low") is not None:
-        text += f" [{100 * estimate['low']:{form}}, {100 * estimate['high']:{form}}]"
+        ends = ", ".join(points(estimate[end], sign=sign) for end in ("low", "high"))
+        text += f" [{ends}]"
     return text
+
+
+def points(score: float, *, sign: bool = False) -> str:
+    """A score times 100 with one decimal; no negative zero."""
+    return format(round(100 * score, 1) + 0.0, "+.1f" if sign else ".1f")
 
 
 def grid_text(rows: Sequence[Sequence[str]], indent: str = "  ") -> list[str]:
@@ -92,7 +95,7 @@ def _grid(grid: Data, target: Data) -> list[str]:
         else:
             lines.append(
                 f"  {100 * row['goal']:.0f} % of full precision: {row['bpw']:.2f} bits per weight "
-                f"at {width_text(row['bits'])}, {number(row['score'])}"
+                f"at {row['widths']}, {number(row['score'])}"
             )
     return lines
 
@@ -226,7 +229,7 @@ def _bins(target: Data) -> list[str]:
         [
             f"{row['low']:g} to {row['high']:g}",
             row["grid"],
-            width_text(row["bits"]),
+            row["widths"],
             f"{row['bpw']:.2f}",
             number(row["score"]),
             number(row["difference"], sign=True),

@@ -11,7 +11,7 @@ import random
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from PIL import Image
@@ -119,7 +119,8 @@ def calibration_samples(
 
     Captioning: ``pixel_values``, ``input_ids`` and ``attention_mask`` of the prompt and a reference
     caption; LLaVA: of the prompt, a question and its answer; retrieval: of an image and one of its
-    captions. Text ends in the end token where the model generates. Raises ValueError for an unknown
+    captions. Text ends in the end token where the model generates, and ``labels`` mark what follows
+    the prompt. Raises ValueError for an unknown
     model and for more samples than the split has scenes.
     """
     if model_name not in MODELS:
@@ -132,11 +133,27 @@ def calibration_samples(
     for id, shown in rng.sample(list(scenes("calibration")), n):
         if model_name == "tiny-llava":
             asked = questions(shown, random.Random(id))[rng.randrange(QUESTIONS_PER_SCENE)]
-            text = f"{LLAVA.prompt.format(asked.text)} {asked.answer}</s>"
+            inputs = teacher_forced(
+                processor, render(shown), LLAVA.prompt.format(asked.text), f"{asked.answer}</s>"
+            )
         elif model_name == "tiny-blip2-caption":
-            text = f"{CAPTION_PROMPT} {rng.choice(captions(shown))}</s>"
+            text = f"{rng.choice(captions(shown))}</s>"
+            inputs = teacher_forced(processor, render(shown), CAPTION_PROMPT, text)
         else:
             text = rng.choice(captions(shown))
-        encoded = processor(images=render(shown), text=text, return_tensors="pt")
-        samples.append(CalibrationSample(id, dict(encoded)))
+            inputs = dict(processor(images=render(shown), text=text, return_tensors="pt"))
+        samples.append(CalibrationSample(id, inputs))
     return samples
+
+
+def teacher_forced(
+    processor: Any, image: Image.Image, prompt: str, answer: str
+) -> dict[str, torch.Tensor]:
+    """Inputs of an image, a prompt and its answer (with the end token), and ``labels``: the tokens
+    of the answer, -100 before them."""
+    text = f"{prompt} {answer}"
+    inputs: dict[str, torch.Tensor] = dict(processor(images=image, text=text, return_tensors="pt"))
+    lengths = [len(processor.tokenizer(part).input_ids) for part in (prompt, text)]
+    labels = inputs["input_ids"].clone()
+    labels[:, : labels.shape[1] - (lengths[1] - lengths[0])] = -100
+    return {**inputs, "labels": labels}
