@@ -87,6 +87,10 @@ def test_ranges_weights_and_incomplete_grids(tmp_path: Path) -> None:
     span = Range.parse("3-8")
     (part,) = target_of(file, ranges=[span])["grids"][0]["importance"]
     assert part["levels"] == {"vision": [3.0, 4.0, 5.0, 6.0, 8.0], "language": [3, 4, 5, 6, 8]}
+    part = target_of(file, ranges=[Range.parse("language >= 3")])["grids"][0]["importance"][0]
+    assert part["cells"] == 42
+    assert part["levels"]["vision"] == [2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 16.0]
+    assert part["levels"]["language"] == [3.0, 4.0, 5.0, 6.0, 8.0, 16.0]
     even = target_of(file, ranges=[Range.parse(">=3")])["grids"][0]["importance"][0]
     weights = {2.0: 0.0, 3.0: 1.0, 4.0: 1.0, 5.0: 1.0, 6.0: 1.0, 8.0: 1.0, 16.0: 1.0}
     grid = target_of(file, ranges=[Range.parse("all")], weights=weights)["grids"][0]
@@ -94,7 +98,7 @@ def test_ranges_weights_and_incomplete_grids(tmp_path: Path) -> None:
     with pytest.raises(EvalError, match="level weights: none for 3, 4"):
         target_of(file, weights={2.0: 1.0})
     for text in ("3", "8-3", ">3", "x"):
-        with pytest.raises(EvalError, match="range: expected all, >=3 or 3-8"):
+        with pytest.raises(EvalError, match="range: expected all, >=3, 3-8 or language>=3"):
             Range.parse(text)
     (refused,) = target_of(file, ranges=[Range.parse("9-12")])["grids"][0]["importance"]
     assert refused["reason"] == "no level of vision, language in this range"
