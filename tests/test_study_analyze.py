@@ -288,3 +288,35 @@ def test_the_command_prints_everything(tmp_path: Path, capsys: pytest.CaptureFix
     assert "level weights: expected 2:0,3:1" in capsys.readouterr().err
     assert main(["analyze", str(file), "--resamples", "0"]) == 2
     assert main(["analyze", str(file), "--out", str(tmp_path / "no" / "a.json")]) == 2
+
+
+def test_agreement_is_a_target_with_intervals(tmp_path: Path) -> None:
+    """The answers of a run with its own rows agree with themselves; flips count against it."""
+    rows = factorial(additive({"vision": 0.3, "language": 0.6}), levels=(3, 4, 16))
+    file = study_tables.with_samples(tmp_path, rows)
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    full = next(record for record in records if record["method"] == "none")
+    for record in records:
+        if record is not full:
+            # Every wrong answer is the same one, so that answers flip where scores do.
+            record["agreement.vqa.flipped_answers"] = full[TARGET] - record[TARGET]
+    write_jsonl(file, records)
+    score, same = analyze(file)["models"][0]["targets"]
+    assert [score["name"], same["name"]] == ["vqa accuracy_always", "vqa same_answers"]
+    assert same["full"]["value"] == 1.0
+    assert same["images"] == 60
+    one, two = (
+        {
+            (row["factor"], row["bits"]): row["difference"]
+            for row in target["grids"][0]["dose_response"]
+        }
+        for target in (score, same)
+    )
+    assert one.keys() == two.keys()
+    for key, change in one.items():
+        assert two[key]["value"] == pytest.approx(change["value"])
+        assert two[key]["low"] == pytest.approx(change["low"])
+    place = tmp_path / "runs" / "gptq-3-4" / "vqa.jsonl"
+    place.write_text("".join(place.read_text().splitlines(keepends=True)[1:]))
+    with pytest.raises(EvalError, match="in one only: "):
+        analyze(file, Options(scores=["agreement.vqa.same_answers"]))
