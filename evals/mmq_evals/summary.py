@@ -195,9 +195,9 @@ def agreement_rows(
     means: dict[str, dict[str, float]] = {}
     if "direction" in rows[0]:
         shares["same first candidate"] = [
-            key for key in after if _best_candidate(after[key]) == _best_candidate(before[key])
+            key for key in after if best_candidate(after[key]) == best_candidate(before[key])
         ]
-        means["rank correlation"] = _rank_correlations(before, after)
+        means["rank correlation"] = rank_correlations(before, after)
     elif "references" in rows[0]:
         texts = [{key: row["prediction"] for key, row in run.items()} for run in (before, after)]
         shares["identical captions"] = identical_captions(*texts)
@@ -223,8 +223,11 @@ def agreement_rows(
     return result
 
 
-def _rank_correlations(before: Mapping[str, Row], after: Mapping[str, Row]) -> dict[str, float]:
-    """On the reference's candidates; one that is no candidate any more comes last."""
+def rank_correlations(before: Mapping[str, Row], after: Mapping[str, Row]) -> dict[str, float]:
+    """Spearman's rank correlation of two runs' final scores, by query id.
+
+    On the candidates of ``before``; one that is no candidate any more comes last.
+    """
     return {
         key: rank_correlation(
             _scores_of(row, row["candidates"]), _scores_of(after[key], row["candidates"])
@@ -241,8 +244,8 @@ def _scores_of(row: Row, candidates: Sequence[int]) -> list[float]:
     return [-math.inf if score is None else score for score in found]
 
 
-def _best_candidate(row: Row) -> int:
-    """Candidate with the best final score; of equal ones the one ranked first in stage 1."""
+def best_candidate(row: Row) -> int:
+    """The candidate with the best final score; of equal ones the one ranked first in stage 1."""
     scores = [-math.inf if score is None else score for score in row["prediction"]]
     return int(row["candidates"][int(np.argmax(scores))])
 
