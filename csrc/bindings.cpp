@@ -53,17 +53,21 @@ void bind_unrepack(uintptr_t tiles, int64_t n, int64_t k, int bits, uintptr_t wo
 }
 
 void bind_packed_gemm(uintptr_t x, uintptr_t tiles, uintptr_t affine, uintptr_t bias, uintptr_t y,
-                      int64_t m, int64_t n, int64_t k, int64_t group_size, int bits, int mode) {
+                      int64_t m, int64_t n, int64_t k, int64_t group_size, int bits, int mode,
+                      int affine_kind, int scale_type) {
   check_bits("packed_gemm", bits);
   for (int64_t size : {m, n, k}) check_size("packed_gemm", size);
   check(group_size > 0, "packed_gemm", "a positive group size", group_size);
   check_enum("packed_gemm", "mode 0 (exact) or 1 (int8)", mode, 2);
+  check_enum("packed_gemm", "an affine kind from 0 to 2", affine_kind, 3);
+  check_enum("packed_gemm", "a scale type from 0 to 2", scale_type, 3);
   if (m == 0 || n == 0) return;
   py::gil_scoped_release release;
-  cpu::kernels().packed_gemm({pointer<const float>(x), pointer<const uint8_t>(tiles),
-                              pointer<const float>(affine), pointer<const float>(bias),
-                              pointer<float>(y), m, n, k, group_size, bits,
-                              static_cast<cpu::GemmMode>(mode)});
+  cpu::kernels().packed_gemm(
+      {pointer<const float>(x), pointer<const uint8_t>(tiles), pointer<const void>(affine),
+       pointer<const float>(bias), pointer<float>(y), m, n, k, group_size, bits,
+       static_cast<cpu::GemmMode>(mode), static_cast<AffineKind>(affine_kind),
+       static_cast<ScaleType>(scale_type)});
 }
 
 void bind_gptq_block(uintptr_t w, uintptr_t u, uintptr_t scales, uintptr_t zeros,

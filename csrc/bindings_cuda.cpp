@@ -17,7 +17,6 @@ namespace mmq {
 namespace {
 
 using cuda::ActivationType;
-using cuda::AffineKind;
 
 constexpr int64_t kMostElements = std::numeric_limits<int32_t>::max();
 constexpr uintptr_t kAlignment = 16;  // bytes of a lane's widest load

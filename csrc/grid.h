@@ -69,6 +69,17 @@ MMQ_HOST_DEVICE inline float round_to(float value, ScaleType type) {
   return value;
 }
 
+// A number of 16 bits, fp16 or bf16, from its bits.
+inline float widen(uint16_t bits, ScaleType type) {
+  const uint32_t value = bits;
+  if (type == ScaleType::kBfloat16) return float_of(value << 16);
+  const uint32_t sign = (value & 0x8000u) << 16, magnitude = value & 0x7fffu;
+  // Exponents from 5 bits to 8 (bias 15 to 127); below the smallest normal number, steps of 2^-24.
+  if (magnitude >= 0x7c00u) return float_of(sign | kInfinityBits | (magnitude << 13));
+  if (magnitude >= 0x0400u) return float_of(sign | ((magnitude << 13) + (112u << 23)));
+  return std::copysign(static_cast<float>(magnitude) / 16777216.f, float_of(sign));
+}
+
 MMQ_HOST_DEVICE inline float smallest_normal(ScaleType type) {
   return type == ScaleType::kFloat16 ? kSmallestFp16 : kSmallestNormal;
 }

@@ -17,6 +17,8 @@ def packed_gemm(
     group_size: int,
     bits: int,
     mode: int,
+    affine_kind: int,
+    scale_type: int,
 ) -> None: ...
 def gptq_block(
     w: int,

@@ -28,7 +28,7 @@ def tiles_bytes(n: int, k: int, bits: int, *, cuda: bool = False) -> int:
 
 
 def affine_floats(n: int, groups: int) -> int:
-    """Number of float32 values in the CPU's layout of [n, groups] scales and minima."""
+    """How many numbers the CPU's layout of [n, groups] scales, with zeros or minima, has."""
     return -(-n // TILE_ROWS) * TILE_ROWS * groups * 2
 
 
@@ -44,41 +44,63 @@ def _minima(scales: Tensor, zeros: Tensor | None, bits: int, float_zero: bool) -
     return zeros.float() if float_zero else -zeros.float() * scales
 
 
-def cpu_affine(scales: Tensor, zeros: Tensor | None, bits: int, float_zero: bool) -> Tensor:
-    """float32 [:func:`affine_floats`], ordered [tile][group][scale, minimum][8 rows].
+def _affine_parts(
+    scales: Tensor, zeros: Tensor | None, bits: int, float_zero: bool
+) -> tuple[Tensor, ...]:
+    """What kernels read of a group, [n, G] each: one of the three forms of AffineKind in
+    csrc/quant_types.h.
 
-    Rows beyond n are zero.
-    """
-    n, groups = scales.shape
-    scales = scales.float()
-    both = torch.stack((scales, _minima(scales, zeros, bits, float_zero)), dim=1)
-    both = pad(both, (0, 0, 0, 0, 0, -n % TILE_ROWS))
-    return both.view(-1, TILE_ROWS, 2, groups).permute(0, 3, 2, 1).reshape(-1)
-
-
-def cpu_unaffine(affine: Tensor, n: int, groups: int) -> tuple[Tensor, Tensor]:
-    """The scales and minima of :func:`cpu_affine`."""
-    both = affine.view(-1, groups, 2, TILE_ROWS).permute(2, 0, 3, 1).reshape(2, -1, groups)
-    return both[0, :n].contiguous(), both[1, :n].contiguous()
-
-
-def cuda_affine(scales: Tensor, zeros: Tensor | None, bits: int, float_zero: bool) -> Tensor:
-    """One of the three forms of AffineKind in csrc/cuda/launchers.h, N = :func:`cuda_padded` (n).
-
-    - 16-bit scales, symmetric: [G, N] in the scales' type.
-    - 16-bit scales, integer zeros: [G, N, 2] in the scales' type, scale and zero; every zero up to
-      255 is exact in both types.
-    - otherwise: float32 [G, N, 2], scale and minimum.
-
-    Columns beyond n are zero.
+    - 16-bit scales, symmetric: scales.
+    - 16-bit scales, integer zeros: scales and zeros in the scales' type; every zero up to 255 is
+      exact in both types.
+    - otherwise: float32 scales and minima.
     """
     if scales.dtype == torch.float32 or float_zero:
         scales = scales.float()
-        parts = [scales, _minima(scales, zeros, bits, float_zero)]
-    elif zeros is not None:
-        parts = [scales, zeros.to(scales.dtype)]
-    else:
-        parts = [scales]
+        return scales, _minima(scales, zeros, bits, float_zero)
+    return (scales,) if zeros is None else (scales, zeros.to(scales.dtype))
+
+
+def cpu_affine(scales: Tensor, zeros: Tensor | None, bits: int, float_zero: bool) -> Tensor:
+    """The parts of AffineKind, ordered [tile][group][part][8 rows] and flat.
+
+    :func:`affine_floats` numbers, half of them without zeros. Rows beyond n are zero.
+    """
+    n, groups = scales.shape
+    parts = torch.stack(_affine_parts(scales, zeros, bits, float_zero), dim=1)
+    parts = pad(parts, (0, 0, 0, 0, 0, -n % TILE_ROWS))
+    return parts.view(-1, TILE_ROWS, parts.shape[1], groups).permute(0, 3, 2, 1).reshape(-1)
+
+
+def cpu_unaffine(affine: Tensor, n: int, groups: int) -> tuple[Tensor, Tensor | None]:
+    """The scales and the zeros or minima of :func:`cpu_affine`."""
+    count = 1 if cpu_affine_kind(affine, n, groups) == 0 else 2
+    parts = affine.view(-1, groups, count, TILE_ROWS).permute(2, 0, 3, 1).reshape(count, -1, groups)
+    return parts[0, :n].contiguous(), parts[1, :n].contiguous() if count == 2 else None
+
+
+def cpu_affine_kind(affine: Tensor, n: int, groups: int) -> int:
+    """The number of ``affine``'s form, an AffineKind."""
+    if affine.dtype == torch.float32:
+        return 2
+    return 1 if affine.numel() == affine_floats(n, groups) else 0
+
+
+def check_cpu_affine(op: str, affine: Tensor, n: int, groups: int) -> None:
+    """Refuses what :func:`cpu_affine` cannot have made of [n, groups] scales."""
+    _check_affine_dtype(op, affine)
+    size = affine_floats(n, groups)
+    if cpu_affine_kind(affine, n, groups) == 0:
+        size //= 2
+    check(op, "affine", affine, affine.dtype, size)
+
+
+def cuda_affine(scales: Tensor, zeros: Tensor | None, bits: int, float_zero: bool) -> Tensor:
+    """The parts of AffineKind, [G, N] if there is one, else [G, N, 2], N = :func:`cuda_padded` (n).
+
+    Columns beyond n are zero.
+    """
+    parts = _affine_parts(scales, zeros, bits, float_zero)
     n = scales.shape[0]
     padded = [pad(part.T, (0, cuda_padded(n) - n)) for part in parts]
     return padded[0].contiguous() if len(padded) == 1 else torch.stack(padded, dim=-1)
@@ -99,15 +121,19 @@ def cuda_affine_kind(affine: Tensor) -> int:
     return affine.dim() - 2
 
 
-def check_cuda_affine(op: str, affine: Tensor, n: int, groups: int) -> None:
-    """Refuses what :func:`cuda_affine` cannot have made of [n, groups] scales."""
-    half = affine.dtype in (torch.float16, torch.bfloat16)
+def _check_affine_dtype(op: str, affine: Tensor) -> None:
     require(
-        half or affine.dtype == torch.float32,
+        affine.dtype in (torch.float32, torch.float16, torch.bfloat16),
         op,
         "affine of float32, float16 or bfloat16",
         affine.dtype,
     )
+
+
+def check_cuda_affine(op: str, affine: Tensor, n: int, groups: int) -> None:
+    """Refuses what :func:`cuda_affine` cannot have made of [n, groups] scales."""
+    _check_affine_dtype(op, affine)
+    half = affine.dtype != torch.float32
     shape = (groups, cuda_padded(n))
     last = () if half and affine.dim() == 2 else (2,)
     check(op, "affine", affine, affine.dtype, *shape, *last)

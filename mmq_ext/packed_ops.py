@@ -12,9 +12,10 @@ from mmq_ext import _C
 from mmq_ext.checks import check, check_bits, choice, group_count, register, require, row_words
 from mmq_ext.device import check_one_device, on_cuda
 from mmq_ext.layouts import (
-    affine_floats,
+    check_cpu_affine,
     check_cuda_affine,
     cpu_affine,
+    cpu_affine_kind,
     cpu_unaffine,
     cuda_affine,
     cuda_unaffine,
@@ -22,7 +23,8 @@ from mmq_ext.layouts import (
 )
 
 GEMM_MODES: Final = {"exact": 0, "int8": 1}
-SCALES: Final = (torch.float32, torch.float16, torch.bfloat16)
+# The numbers that the kernels know the types of scales by.
+SCALES: Final = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 
 # --- pack, unpack -----------------------------------------------------------------------------
@@ -137,9 +139,9 @@ def repack_affine(scales: Tensor, zeros: Tensor | None, bits: int, float_zero: b
       bits: 2..8.
       float_zero: w = code * scale + zero instead of (code - zero) * scale.
 
-    Both layouts are torch calls: scales are small, and reordered once per layer. The CPU's is
-    float32 scales and minima (:func:`mmq_ext.layouts.cpu_affine`); CUDA's has one of three forms
-    (:func:`mmq_ext.layouts.cuda_affine`).
+    Both layouts are torch calls: scales are small, and reordered once per layer. 16-bit scales
+    stay so, symmetric ones without zeros (AffineKind in csrc/quant_types.h); the order is that of
+    :func:`mmq_ext.layouts.cpu_affine` or :func:`mmq_ext.layouts.cuda_affine`.
     """
     op = "repack_affine"
     check_bits(op, bits)
@@ -157,12 +159,11 @@ def repack_affine(scales: Tensor, zeros: Tensor | None, bits: int, float_zero: b
 def unrepack_affine(affine: Tensor, n: int, groups: int) -> tuple[Tensor, Tensor | None]:
     """What :func:`repack_affine` laid out: scales, and zeros or minima, [n, groups] each.
 
-    On the CPU (scales, minima) in float32. On CUDA zeros (None if symmetric) for 16-bit scales,
-    else minima.
+    For 16-bit scales zeros in their type, None if symmetric; else minima.
     """
     if on_cuda(affine):
         return cuda_unaffine(affine, n)
-    check("unrepack_affine", "affine", affine, torch.float32, affine_floats(n, groups))
+    check_cpu_affine("unrepack_affine", affine, n, groups)
     return cpu_unaffine(affine, n, groups)
 
 
@@ -219,7 +220,7 @@ def packed_gemm_out(
     if cuda:
         check_cuda_affine(op, affine, n, groups)
     else:
-        check(op, "affine", affine, torch.float32, affine_floats(n, groups))
+        check_cpu_affine(op, affine, n, groups)
     if bias is not None:
         check(op, "bias", bias, bias.dtype, n)
     if perm is not None:
@@ -265,6 +266,8 @@ def _packed_gemm_cpu(
         group_size,
         bits,
         GEMM_MODES[mode],
+        cpu_affine_kind(affine, n, group_count(x.shape[1], group_size)),
+        SCALES[affine.dtype],
     )
     return y if dtype == torch.float32 else y.to(dtype)
 

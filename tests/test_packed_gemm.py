@@ -55,7 +55,7 @@ def test_awkward_shapes(isa, mode, bits):
 
 
 @every_kernel
-@pytest.mark.parametrize("m", [1, 2, 3, 4, 5, 8, 14])
+@pytest.mark.parametrize("m", [1, 2, 3, 4, 5, 8, 14, 45, 130, 580])
 def test_row_counts(isa, mode, m):
     for bits in (3, 8):
         for group_size in (32, 36):
@@ -91,6 +91,27 @@ def test_zero_kinds(isa, mode, m, kind):
     for bits in (3, 4, 8):
         zero = {"symmetric": kind == "symmetric", "float_zero": kind == "float"}
         check(problem(m, 20, 140, 32, bits, seed=bits, bias=True, **zero), isa, mode)
+
+
+@cpu_isa
+@every_mode
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_scales_of_16_bits_are_the_same_grid(isa, mode, dtype, symmetric):
+    """The minima that kernels make of zeros are exact, so no bit differs from stored minima."""
+    for m, n, k, group_size in ((1, 20, 140, 32), (5, 9, 96, 16), (14, 40, 70, 7)):
+        p = problem(m, n, k, group_size, 5, seed=m)
+        scales = p.scales.to(dtype)
+        scales[0, 0] = 2.0**-20  # subnormal in fp16
+        zeros = None if symmetric else torch.full_like(p.scales, 3.0).mul_(p.codes[:, :1] % 10)
+        stored = ops.repack_affine(scales, zeros, 5, float_zero=False)
+        minima = -(16.0 if zeros is None else zeros) * scales.float()
+        widened = ops.repack_affine(scales.float(), minima, 5, float_zero=True)
+        assert (stored.dtype, widened.dtype) == (dtype, torch.float32)
+        with mmq_ext.use_isa(isa):
+            tiles, sizes = p.tiles(), {"n": n, "bits": 5, "group_size": group_size, "mode": mode}
+            found, want = (ops.packed_gemm(p.x, tiles, a, **sizes) for a in (stored, widened))
+        assert torch.equal(found, want)
 
 
 @every_kernel

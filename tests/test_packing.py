@@ -154,18 +154,32 @@ def test_cuda_affine_has_three_forms(n, dtype, zero):
             layouts.check_cuda_affine("test", wrong, n, 3)
 
 
+@pytest.mark.parametrize("n", [1, 9, 16])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("zero", ["symmetric", "integer", "float"])
-def test_cpu_minima_are_those_of_the_zeros(zero):
+def test_cpu_affine_has_three_forms(n, dtype, zero):
     g = seeded(2)
-    scales = torch.rand(9, 2, generator=g).half()
-    zeros = torch.randint(0, 8, (9, 2), generator=g).float()
+    scales = torch.rand(n, 2, generator=g).to(dtype)
+    zeros = torch.randint(0, 256, (n, 2), generator=g).float()
     given = None if zero == "symmetric" else zeros
-    found, minima = ops.unrepack_affine(
-        ops.repack_affine(scales, given, 3, float_zero=zero == "float"), 9, 2
-    )
-    assert torch.equal(found, scales.float())
-    want = zeros if zero == "float" else -(zeros * 0 + 4 if given is None else zeros) * found
-    assert torch.equal(minima, want)
+    affine = ops.repack_affine(scales, given, 8, float_zero=zero == "float")
+    layouts.check_cpu_affine("test", affine, n, 2)
+    kind = layouts.cpu_affine_kind(affine, n, 2)
+    found, second = ops.unrepack_affine(affine, n, 2)
+    assert torch.equal(found, scales.to(affine.dtype))
+    if dtype == torch.float32 or zero == "float":
+        assert (kind, affine.dtype) == (2, torch.float32)
+        middle = zeros * 0 + 128 if given is None else zeros
+        assert torch.equal(second, zeros if zero == "float" else -middle * scales.float())
+    elif zero == "symmetric":
+        assert (kind, affine.dtype, second) == (0, dtype, None)
+    else:
+        assert (kind, affine.dtype, second.dtype) == (1, dtype, dtype)
+        assert torch.equal(second.float(), zeros)
+    assert affine.numel() == ops.affine_floats(n, 2) // (2 if kind == 0 else 1)
+    for wrong in (affine[1:], affine[None], affine.double()):
+        with pytest.raises(ValueError, match="test: expected affine"):
+            layouts.check_cpu_affine("test", wrong, n, 2)
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,18 @@ def test_the_complete_part_of_a_grid_is_used(tmp_path: Path) -> None:
     assert {row["spared"] for row in grid["leave_one_full"]} == {"vision", "language"}
 
 
+def test_a_factor_that_never_varies_is_left_out(tmp_path: Path) -> None:
+    names = ("vision", "connector", "language")
+    score = additive({"vision": 0.2, "connector": 0.1, "language": 0.4})
+    levels = {"vision": (3, 4, 16), "connector": (16,), "language": (3, 4, 16)}
+    rows = factorial(score, names=names, levels=levels)
+    (grid,) = target_of(write_jsonl(tmp_path / "t.jsonl", rows))["grids"]
+    assert grid["warnings"] == []
+    part = grid["importance"][0]
+    assert (part["kind"], part["cells"], part["fixed"]) == ("exact", 9, ["connector"])
+    assert list(shares(part)) == ["vision", "language", "vision x language"]
+
+
 def test_tables_of_effects_are_the_cells(tmp_path: Path) -> None:
     rows = factorial(additive({"vision": 0.2, "language": 0.4}))
     found = target_of(write_jsonl(tmp_path / "t.jsonl", rows))
@@ -147,9 +159,11 @@ def test_tables_of_effects_are_the_cells(tmp_path: Path) -> None:
     top = max(inside, key=lambda row: row[TARGET])
     assert best[4.5]["run"] == top["run_id"]
     assert best[4.5]["runs"] == len(inside)
+    assert best[4.5]["behind"] is None
     reached = {row["goal"]: row for row in grid["reaching"]}
     enough = [r for r in rows if r[TARGET] >= 0.95 * 0.9 and r["method"] != "none"]
     assert reached[0.95]["bpw"] == min(row["bpw_model"] for row in enough)
+    assert reached[0.95]["certain"] is None  # there is no interval
     sizes = [found["points"][index]["bpw"] for index in found["front"]]
     scores = [found["points"][index]["score"] for index in found["front"]]
     assert sizes == sorted(sizes)
@@ -170,6 +184,9 @@ def test_interactions_have_paired_intervals(tmp_path: Path) -> None:
     study_tables.with_samples(tmp_path, factorial(superadditive, levels=(3, 4, 8, 16)), images=200)
     found = target_of(tmp_path)
     assert (found["images"], found["why_no_samples"]) == (200, "")
+    # 0.9 is full precision. A loss of 0.03 is within 5 % of it; its interval is not.
+    reached = {row["goal"]: row for row in found["grids"][0]["reaching"]}
+    assert reached[0.95]["certain"] > reached[0.95]["bpw"]
     (pair,) = found["grids"][0]["interactions"]
     by_cell = {tuple(cell["bits"]): cell for cell in pair["cells"]}
     assert by_cell[3.0, 3.0]["low"] > 0.05

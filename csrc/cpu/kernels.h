@@ -27,12 +27,14 @@ constexpr int64_t kMinTaskMacs = 100000;
 struct PackedGemmArgs {
   const float* x;        // [m, k]
   const uint8_t* tiles;  // codes in the layout of layout.h
-  const float* affine;   // scales and minima in the layout of layout.h
+  const void* affine;    // scales and zeros or minima in the layout of layout.h
   const float* bias;     // [n] or null
   float* y;              // [m, n]
   int64_t m, n, k, group_size;
   int bits;
   GemmMode mode;
+  AffineKind affine_kind;
+  ScaleType scale_type;  // of a 16-bit affine
 };
 
 // The GPTQ recursion inside one block of `cols` columns (arXiv 2210.17323, algorithm 1, inner

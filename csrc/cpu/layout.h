@@ -22,13 +22,15 @@
 // Groups do not show in this order, so that any group size, odd or partial, has the same layout.
 //
 // Affine. w = code * scale + minimum in fp32; an integer zero z has minimum -z * scale, which is
-// exact for fp16 and bf16 scales. Order: [tile][group][scale, minimum][8 rows]; rows beyond n hold
-// zeros, so that they add nothing.
+// exact for fp16 and bf16 scales. Order: [tile][group][scale, zero or minimum][8 rows], the second
+// of them only where there is one (AffineKind, quant_types.h); rows beyond n hold zeros, so that
+// they add nothing. Few rows of activations read it from memory: 16 bits where 16 bits are stored.
 #pragma once
 
 #include <cstdint>
 
 #include "packing.h"
+#include "quant_types.h"
 
 namespace mmq::cpu {
 
@@ -38,7 +40,6 @@ constexpr int kBlockCols = 32;
 constexpr int kBlockQuads = kBlockCols / kQuadCols;
 constexpr int kQuadBytes = kTileRows * kQuadCols;    // one vector of unpacked codes
 constexpr int kBlockCodes = kTileRows * kBlockCols;  // unpacked bytes of a block
-constexpr int kAffineFloats = 2 * kTileRows;         // of one tile and group
 
 constexpr int64_t tile_count(int64_t n) { return ceil_div(n, kTileRows); }
 constexpr int64_t block_count(int64_t k) { return ceil_div(k, kBlockCols); }
@@ -46,6 +47,13 @@ constexpr int64_t block_bytes(int bits) { return kQuadBytes * bits; }
 constexpr int64_t tile_bytes(int64_t k, int bits) { return block_count(k) * block_bytes(bits); }
 constexpr int64_t tiles_bytes(int64_t n, int64_t k, int bits) {
   return tile_count(n) * tile_bytes(k, bits);
+}
+
+// Of one tile and group.
+constexpr int64_t affine_bytes(AffineKind kind) {
+  return kind == AffineKind::kScale16       ? kTileRows * 2
+         : kind == AffineKind::kScaleZero16 ? kTileRows * 4
+                                            : kTileRows * 8;
 }
 
 // Calls visit(width, low_bit, offset_vectors) for every plane of a block, in memory order. low_bit
@@ -61,9 +69,8 @@ constexpr void for_each_plane(int bits, Visit visit) {
   }
 }
 
-// One block to bytes, codes[quad][row][4], and back.
+// One block to bytes, codes[quad][row][4].
 void unpack_block(const uint8_t* block, int bits, uint8_t* codes);
-void pack_block(const uint8_t* codes, int bits, uint8_t* block);
 
 // Canonical stream [n, row_words(k, bits)] to tiles of tiles_bytes(n, k, bits) bytes, and back.
 void repack(const uint32_t* words, int64_t n, int64_t k, int bits, uint8_t* tiles);

@@ -49,6 +49,47 @@ inline void decode_block(const uint8_t* block, __m256i* quads) {
     add_plane<1, (kBits & 6)>(block + (kBits & 6) * kQuadBytes, quads);
 }
 
+// Scales and minima of 8 rows.
+struct Grid {
+  __m256 scale, minimum;
+};
+
+// The affine of one tile.
+struct TileAffine {
+  const uint8_t* data;  // [group][scale, zero or minimum][8]
+  AffineKind kind;
+  ScaleType type;
+  float minus_zero;  // of kScale16
+};
+
+inline __attribute__((always_inline)) TileAffine tile_affine(const PackedGemmArgs& a,
+                                                             int64_t tile) {
+  const int64_t bytes = group_count(a.k, a.group_size) * affine_bytes(a.affine_kind);
+  return {static_cast<const uint8_t*>(a.affine) + tile * bytes, a.affine_kind, a.scale_type,
+          -static_cast<float>(1 << (a.bits - 1))};
+}
+
+// Eight numbers of 16 bits.
+inline __attribute__((always_inline)) __m256 load_scales(const uint8_t* from, ScaleType type) {
+  const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  if (type == ScaleType::kFloat16) return _mm256_cvtph_ps(half);
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+}
+
+// The branches go the same way all through a call.
+inline __attribute__((always_inline)) Grid load_grid(const TileAffine& a, int64_t group) {
+  const uint8_t* from = a.data + group * affine_bytes(a.kind);
+  if (a.kind == AffineKind::kScaleMin32) {
+    const float* both = reinterpret_cast<const float*>(from);
+    return {_mm256_loadu_ps(both), _mm256_loadu_ps(both + kTileRows)};
+  }
+  const __m256 scale = load_scales(from, a.type);
+  if (a.kind == AffineKind::kScale16)
+    return {scale, _mm256_mul_ps(scale, _mm256_set1_ps(a.minus_zero))};
+  const __m256 zero = load_scales(from + kTileRows * 2, a.type);
+  return {scale, _mm256_sub_ps(_mm256_setzero_ps(), _mm256_mul_ps(scale, zero))};
+}
+
 // The m rows of activations cut into blocks of at most max_rows, as equal as possible. Operands
 // prepared per row are stored block after block, [block][position][row of the block], so that a
 // kernel reads them as one stream; block i starts at begin(i) * (positions of a row).

@@ -27,9 +27,18 @@ inline __m512i load_pair(const void* from, int64_t stride) {
                             avx2::load_vector(first + stride), 1);
 }
 
-inline __m512 load_pair(const float* from, int64_t stride) {
-  return _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(from)),
-                            _mm256_loadu_ps(from + stride), 1);
+// Scales and minima of 16 rows.
+struct Grid {
+  __m512 scale, minimum;
+};
+
+inline __m512 join(__m256 low, __m256 high) {
+  return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
+}
+
+inline __attribute__((always_inline)) Grid load_grid(const avx2::TileAffine* pair, int64_t group) {
+  const avx2::Grid low = avx2::load_grid(pair[0], group), high = avx2::load_grid(pair[1], group);
+  return {join(low.scale, high.scale), join(low.minimum, high.minimum)};
 }
 
 inline __m256 upper_half(__m512 v) { return _mm512_extractf32x8_ps(v, 1); }

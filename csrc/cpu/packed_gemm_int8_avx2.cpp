@@ -51,8 +51,7 @@ inline __m256i broadcast_dword(const void* from) {
 struct Operands {
   const uint8_t* codes;  // few rows: a tile; many rows: bytes, [tile][quad][32]
   int64_t codes_stride;  // bytes from one tile to the next
-  const float* affine;   // [tile][group][scale, minimum][8]
-  int64_t affine_stride;
+  TileAffine affine[kPanelTiles];
   const uint8_t* x;
   const float* x_scales;
   const float* x_sums;
@@ -62,20 +61,19 @@ struct Operands {
 
 // Ends a segment: out += s_x * (scale * products + minimum * sum(x_q)).
 template <int kRows, int kTiles>
-inline void scale_products(const Operands& a, int64_t segment, const __m256i (*products)[kTiles],
-                           __m256 (*out)[kTiles]) {
-  const float* affine = a.affine + a.segments[segment].group * kAffineFloats;
+inline __attribute__((always_inline)) void scale_products(const Operands& a, int64_t segment,
+                                                          const __m256i (*products)[kTiles],
+                                                          __m256 (*out)[kTiles]) {
 #pragma GCC unroll 2
   for (int tile = 0; tile < kTiles; ++tile) {
-    const __m256 scale = _mm256_loadu_ps(affine + tile * a.affine_stride);
-    const __m256 minimum = _mm256_loadu_ps(affine + tile * a.affine_stride + kTileRows);
+    const Grid grid = load_grid(a.affine[tile], a.segments[segment].group);
 #pragma GCC unroll 6
     for (int row = 0; row < kRows; ++row) {
       const __m256 x_scale = _mm256_broadcast_ss(a.x_scales + segment * kRows + row);
       const __m256 x_sum = _mm256_broadcast_ss(a.x_sums + segment * kRows + row);
       const __m256 scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(products[row][tile]), x_scale);
       out[row][tile] =
-          _mm256_fmadd_ps(x_sum, minimum, _mm256_fmadd_ps(scaled, scale, out[row][tile]));
+          _mm256_fmadd_ps(x_sum, grid.minimum, _mm256_fmadd_ps(scaled, grid.scale, out[row][tile]));
     }
   }
 }
@@ -209,11 +207,9 @@ template <int kBits>
 Operands operands_of(const PackedGemmArgs& a, const Activations& x, int64_t block, int64_t tile,
                      const uint8_t* codes, int64_t codes_stride) {
   const int64_t first = x.rows.begin(block);
-  const int64_t affine_stride = group_count(a.k, a.group_size) * kAffineFloats;
   return {codes,
           codes_stride,
-          a.affine + tile * affine_stride,
-          affine_stride,
+          {tile_affine(a, tile), tile_affine(a, tile + 1)},
           x.codes + first * x.quads * kXQuadBytes<kBits>,
           x.scales + first * x.segment_count,
           x.sums + first * x.segment_count,

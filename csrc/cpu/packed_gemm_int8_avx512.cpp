@@ -3,9 +3,10 @@
 // unsigned codes by four signed activations and adds them to 32 bits, at every width, 8 included.
 // Sums are the integers of packed_gemm_int8_avx2.cpp, scaled in the same order: results are equal.
 //
-// Few rows: two tiles are decoded in registers and multiplied by up to 8 rows. Many rows, and
-// groups that are no multiple of a block: a chunk of tiles is unpacked to bytes in the L2 cache,
-// [tile pair][quad][64 bytes], and multiplied 6 rows by 64 outputs; the fp32 sums wait in memory.
+// Few rows: a tile, or two if there is more than one row, is decoded in registers and multiplied by
+// up to 8 rows. Many rows, and groups that are no multiple of a block: a chunk of tiles is unpacked
+// to bytes in the L2 cache, [tile pair][quad][64 bytes], and multiplied 6 rows by 64 outputs; the
+// fp32 sums wait in memory.
 #if defined(__x86_64__)
 
 #include <cstring>
@@ -28,13 +29,15 @@ using avx2::Activations;
 using avx2::Segment;
 
 constexpr int kFewRows = 8;
-// Measured: one stream of weights per thread, as on AVX2, is faster for so few rows.
-constexpr int64_t kSingleStreamRows = 2;
-// Measured: two streams of short rows of tiles are too much for the processor's own prefetching.
-constexpr int64_t kPrefetchBytes = 1024;
+// Measured: a single row is bound by memory, and one stream of weights per thread, a tile at a
+// time, needs no prefetch.
+constexpr int64_t kSingleStreamRows = 1;
+// Measured: two streams of short tiles are too much for the processor's own prefetching. Into the
+// L2 cache and a page ahead is best.
+constexpr int64_t kPrefetchBytes = 4096;
+constexpr int kLineBytes = 64;
 constexpr int kManyRows = 6;
 constexpr int kPanelVectors = 4;
-constexpr int kPanelTiles = kPanelVectors * kVectorTiles;
 // Measured: up to so many rows decoding again for every 8 of them is cheaper than a panel.
 constexpr int64_t kPanelFromRows = 17;
 constexpr int64_t kPanelBytes = 256 * 1024;
@@ -43,26 +46,71 @@ constexpr int kVectorBytes = kVectorTiles * kQuadBytes;
 constexpr int kByteBits = 4;
 constexpr int kXQuadBytes = avx2::kXQuadBytes<kByteBits>;
 
-inline __m512i broadcast_dword(const void* from) {
+inline int32_t load_dword(const void* from) {
   int32_t value;
   std::memcpy(&value, from, sizeof value);
-  return _mm512_set1_epi32(value);
+  return value;
 }
 
-// The type of dpbusd's sums. GCC stores arrays of __m512i, 64-bit integers, at every step.
-using Sums = int32_t __attribute__((vector_size(64)));
+// The two vectors of outputs: the 8 rows of a tile, or the 16 of two neighbouring tiles. Sums is
+// the type of dpbusd's sums; GCC stores arrays of __m512i, 64-bit integers, at every step.
+struct OneTile {
+  static constexpr int kTiles = 1;
+  using Codes = __m256i;
+  using Floats = __m256;
+  using Sums = int32_t __attribute__((vector_size(32)));
 
-inline Sums add_dots(Sums sums, __m512i codes, __m512i x) {
-  return reinterpret_cast<Sums>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sums), codes, x));
-}
+  template <int kBits>
+  static void decode_block(const uint8_t* block, int64_t, Codes* quads) {
+    avx2::decode_block<kBits>(block, quads);
+  }
+  static Sums add_dots(Sums sums, Codes codes, const uint8_t* x) {
+    const __m256i value = _mm256_set1_epi32(load_dword(x));
+    return reinterpret_cast<Sums>(
+        _mm256_dpbusd_epi32(reinterpret_cast<__m256i>(sums), codes, value));
+  }
+  static avx2::Grid load_grid(const avx2::TileAffine* tiles, int64_t group) {
+    return avx2::load_grid(tiles[0], group);
+  }
+  static Floats set1(float value) { return _mm256_set1_ps(value); }
+  static Floats to_floats(Sums sums) { return _mm256_cvtepi32_ps(reinterpret_cast<__m256i>(sums)); }
+  static Floats fmadd(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
+  static void store_outputs(const PackedGemmArgs& a, int64_t row, int64_t tile, Floats sums) {
+    avx2::store_outputs(a, row, tile, sums);
+  }
+};
+
+struct TwoTiles {
+  static constexpr int kTiles = 2;
+  using Codes = __m512i;
+  using Floats = __m512;
+  using Sums = int32_t __attribute__((vector_size(64)));
+
+  template <int kBits>
+  static void decode_block(const uint8_t* block, int64_t stride, Codes* quads) {
+    avx512::decode_block<kBits>(block, stride, quads);
+  }
+  static Sums add_dots(Sums sums, Codes codes, const uint8_t* x) {
+    const __m512i value = _mm512_set1_epi32(load_dword(x));
+    return reinterpret_cast<Sums>(
+        _mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sums), codes, value));
+  }
+  static Grid load_grid(const avx2::TileAffine* tiles, int64_t group) {
+    return avx512::load_grid(tiles, group);
+  }
+  static Floats set1(float value) { return _mm512_set1_ps(value); }
+  static Floats to_floats(Sums sums) { return _mm512_cvtepi32_ps(reinterpret_cast<__m512i>(sums)); }
+  static Floats fmadd(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+  static void store_outputs(const PackedGemmArgs& a, int64_t row, int64_t tile, Floats sums) {
+    avx512::store_outputs(a, row, tile, sums);
+  }
+};
 
 // What a kernel reads for one block of rows and one or more vectors of outputs.
 struct Operands {
-  const uint8_t* codes;   // few rows: a tile; many rows: bytes, [vector][quad][64]
-  int64_t codes_stride;   // few rows: bytes to the other tile; many rows: to the next vector
-  const float* affine;    // [tile][group][scale, minimum][8]
-  int64_t affine_stride;  // floats from one tile to the next
-  int64_t tiles;          // that exist
+  const uint8_t* codes;  // few rows: a tile; many rows: bytes, [vector][quad][64]
+  int64_t codes_stride;  // few rows: bytes to the other tile; many rows: to the next vector
+  avx2::TileAffine affine[kPanelVectors][kVectorTiles];
   const uint8_t* x;
   const float* x_scales;
   const float* x_sums;
@@ -71,70 +119,73 @@ struct Operands {
 };
 
 // Ends a segment: out += s_x * (scale * products + minimum * sum(x_q)).
-template <int kRows, int kVectors>
-inline void scale_products(const Operands& a, int64_t segment, const Sums (*products)[kVectors],
-                           __m512 (*out)[kVectors]) {
-  const float* affine = a.affine + a.segments[segment].group * kAffineFloats;
+template <class V, int kRows, int kVectors>
+inline __attribute__((always_inline)) void scale_products(
+    const Operands& a, int64_t segment, const typename V::Sums (*products)[kVectors],
+    typename V::Floats (*out)[kVectors]) {
 #pragma GCC unroll 4
   for (int vector = 0; vector < kVectors; ++vector) {
-    const float* pair = affine + vector * kVectorTiles * a.affine_stride;
-    const int64_t stride = vector * kVectorTiles + 1 < a.tiles ? a.affine_stride : 0;
-    const __m512 scale = load_pair(pair, stride);
-    const __m512 minimum = load_pair(pair + kTileRows, stride);
+    const auto grid = V::load_grid(a.affine[vector], a.segments[segment].group);
 #pragma GCC unroll 8
     for (int row = 0; row < kRows; ++row) {
-      const __m512 x_scale = _mm512_set1_ps(a.x_scales[segment * kRows + row]);
-      const __m512 x_sum = _mm512_set1_ps(a.x_sums[segment * kRows + row]);
-      const __m512 scaled = _mm512_mul_ps(
-          _mm512_cvtepi32_ps(reinterpret_cast<__m512i>(products[row][vector])), x_scale);
+      const auto x_scale = V::set1(a.x_scales[segment * kRows + row]);
+      const auto x_sum = V::set1(a.x_sums[segment * kRows + row]);
+      const auto scaled = V::to_floats(products[row][vector]) * x_scale;
       out[row][vector] =
-          _mm512_fmadd_ps(x_sum, minimum, _mm512_fmadd_ps(scaled, scale, out[row][vector]));
+          V::fmadd(x_sum, grid.minimum, V::fmadd(scaled, grid.scale, out[row][vector]));
     }
   }
 }
 
-// Two tiles, decoded in registers. Segments are whole blocks.
-template <int kBits, int kRows>
-void few_rows(const Operands& a, __m512 (*out)[1]) {
+// A vector of outputs, decoded in registers. Segments are whole blocks.
+template <class V, int kBits, int kRows>
+void few_rows(const Operands& a, typename V::Floats (*y)[1]) {
   constexpr int kChains = kRows == 1 ? 4 : kRows < 4 ? 2 : 1;  // hide dpbusd's latency
+  typename V::Floats out[kRows][1] = {};
   const uint8_t* block = a.codes;
+  const uint8_t* tile_end = a.codes + a.codes_stride;
   const uint8_t* x = a.x;
   for (int64_t segment = 0; segment < a.segment_count; ++segment) {
-    Sums sums[kRows][kChains] = {};
-    for (int64_t left = a.segments[segment].quads; left > 0; left -= kBlockQuads) {
-      __m512i quads[kBlockQuads];
-      for (int line = 0; line < kBits * kQuadBytes; line += 64) {
-        _mm_prefetch(block + kPrefetchBytes + line, _MM_HINT_T0);
-        _mm_prefetch(block + a.codes_stride + kPrefetchBytes + line, _MM_HINT_T0);
+    typename V::Sums sums[kRows][kChains] = {};
+    const uint8_t* end = block + a.segments[segment].quads / kBlockQuads * block_bytes(kBits);
+    for (; block != end; block += block_bytes(kBits), x += kBlockQuads * kRows * kXQuadBytes) {
+      if constexpr (V::kTiles > 1) {
+        const uint8_t* ahead = block + kPrefetchBytes;
+        if (ahead >= tile_end) ahead += a.codes_stride;  // the tiles after these
+        for (int line = 0; line < kBits * kQuadBytes; line += kLineBytes) {
+          _mm_prefetch(ahead + line, _MM_HINT_T1);
+          _mm_prefetch(ahead + a.codes_stride + line, _MM_HINT_T1);
+        }
       }
-      decode_block<kBits>(block, a.codes_stride, quads);
+      typename V::Codes quads[kBlockQuads];
+      V::template decode_block<kBits>(block, a.codes_stride, quads);
 #pragma GCC unroll 8
       for (int quad = 0; quad < kBlockQuads; ++quad) {
 #pragma GCC unroll 8
         for (int row = 0; row < kRows; ++row) {
-          const __m512i value = broadcast_dword(x + (quad * kRows + row) * kXQuadBytes);
-          sums[row][quad % kChains] = add_dots(sums[row][quad % kChains], quads[quad], value);
+          const uint8_t* value = x + (quad * kRows + row) * kXQuadBytes;
+          sums[row][quad % kChains] = V::add_dots(sums[row][quad % kChains], quads[quad], value);
         }
       }
-      block += block_bytes(kBits);
-      x += kBlockQuads * kRows * kXQuadBytes;
     }
-    Sums products[kRows][1];
+    typename V::Sums products[kRows][1];
 #pragma GCC unroll 8
     for (int row = 0; row < kRows; ++row) {
 #pragma GCC unroll 4
       for (int chain = 1; chain < kChains; ++chain) sums[row][0] += sums[row][chain];
       products[row][0] = sums[row][0];
     }
-    scale_products<kRows, 1>(a, segment, products, out);
+    scale_products<V, kRows, 1>(a, segment, products, out);
   }
+#pragma GCC unroll 8
+  for (int row = 0; row < kRows; ++row) y[row][0] = out[row][0];
 }
 
 // The integer sums of one segment of a panel, which leave the registers once, at the end.
 template <int kRows, int kVectors>
 inline void sum_segment(const uint8_t* w, int64_t stride, const uint8_t* x, int64_t quads,
-                        Sums (*products)[kVectors]) {
-  Sums sums[kRows][kVectors] = {};
+                        TwoTiles::Sums (*products)[kVectors]) {
+  TwoTiles::Sums sums[kRows][kVectors] = {};
   for (; quads > 0; --quads, w += kVectorBytes, x += kRows * kXQuadBytes) {
     __m512i codes[kVectors];
 #pragma GCC unroll 4
@@ -142,10 +193,10 @@ inline void sum_segment(const uint8_t* w, int64_t stride, const uint8_t* x, int6
       codes[vector] = _mm512_load_si512(w + vector * stride);
 #pragma GCC unroll 6
     for (int row = 0; row < kRows; ++row) {
-      const __m512i value = broadcast_dword(x + row * kXQuadBytes);
 #pragma GCC unroll 4
       for (int vector = 0; vector < kVectors; ++vector)
-        sums[row][vector] = add_dots(sums[row][vector], codes[vector], value);
+        sums[row][vector] =
+            TwoTiles::add_dots(sums[row][vector], codes[vector], x + row * kXQuadBytes);
     }
   }
 #pragma GCC unroll 6
@@ -159,18 +210,18 @@ template <int kRows, int kVectors>
 void many_rows(const Operands& a, __m512 (*out)[kVectors]) {
   for (int64_t segment = 0; segment < a.segment_count; ++segment) {
     const Segment& s = a.segments[segment];
-    Sums products[kRows][kVectors];
+    TwoTiles::Sums products[kRows][kVectors];
     sum_segment<kRows, kVectors>(a.codes + s.code_quad * kVectorBytes, a.codes_stride,
                                  a.x + s.x_quad * kRows * kXQuadBytes, s.quads, products);
-    scale_products<kRows, kVectors>(a, segment, products, out);
+    scale_products<TwoTiles, kRows, kVectors>(a, segment, products, out);
   }
 }
 
-template <int kBits, int kRows>
+template <class V, int kBits, int kRows>
 void run_few(const PackedGemmArgs& a, const Operands& operands, int64_t row, int64_t tile) {
-  __m512 out[kRows][1] = {};
-  few_rows<kBits, kRows>(operands, out);
-  for (int i = 0; i < kRows; ++i) store_outputs(a, row + i, tile, out[i][0]);
+  typename V::Floats out[kRows][1];
+  few_rows<V, kBits, kRows>(operands, out);
+  for (int i = 0; i < kRows; ++i) V::store_outputs(a, row + i, tile, out[i][0]);
 }
 
 template <int kRows, int kVectors>
@@ -183,10 +234,12 @@ void run_many(const PackedGemmArgs& a, const Operands& operands, int64_t row, in
 }
 
 using Kernel = void (*)(const PackedGemmArgs&, const Operands&, int64_t, int64_t);
+// A block has one row only where the call has one.
 template <int kBits>
 constexpr Kernel kFewRowsKernels[kFewRows] = {
-    run_few<kBits, 1>, run_few<kBits, 2>, run_few<kBits, 3>, run_few<kBits, 4>,
-    run_few<kBits, 5>, run_few<kBits, 6>, run_few<kBits, 7>, run_few<kBits, 8>};
+    run_few<OneTile, kBits, 1>,  run_few<TwoTiles, kBits, 2>, run_few<TwoTiles, kBits, 3>,
+    run_few<TwoTiles, kBits, 4>, run_few<TwoTiles, kBits, 5>, run_few<TwoTiles, kBits, 6>,
+    run_few<TwoTiles, kBits, 7>, run_few<TwoTiles, kBits, 8>};
 template <int kVectors>
 constexpr Kernel kPanelKernels[kManyRows] = {run_many<1, kVectors>, run_many<2, kVectors>,
                                              run_many<3, kVectors>, run_many<4, kVectors>,
@@ -195,19 +248,20 @@ constexpr const Kernel* kByVectors[kPanelVectors] = {kPanelKernels<1>, kPanelKer
                                                      kPanelKernels<3>, kPanelKernels<4>};
 
 Operands operands_of(const PackedGemmArgs& a, const Activations& x, int64_t block, int64_t tile,
-                     const uint8_t* codes, int64_t codes_stride) {
+                     int64_t tiles, const uint8_t* codes, int64_t codes_stride) {
   const int64_t first = x.rows.begin(block);
-  const int64_t affine_stride = group_count(a.k, a.group_size) * kAffineFloats;
-  return {codes,
-          codes_stride,
-          a.affine + tile * affine_stride,
-          affine_stride,
-          tile_count(a.n) - tile,
-          x.codes + first * x.quads * kXQuadBytes,
-          x.scales + first * x.segment_count,
-          x.sums + first * x.segment_count,
-          x.segments,
-          x.segment_count};
+  Operands operands{codes,
+                    codes_stride,
+                    {},
+                    x.codes + first * x.quads * kXQuadBytes,
+                    x.scales + first * x.segment_count,
+                    x.sums + first * x.segment_count,
+                    x.segments,
+                    x.segment_count};
+  for (int64_t i = 0; i < tiles; ++i)
+    operands.affine[i / kVectorTiles][i % kVectorTiles] =
+        avx2::tile_affine(a, smaller(tile + i, tile_count(a.n) - 1));
+  return operands;
 }
 
 // Bytes from a tile to its neighbour, 0 for a last one without.
@@ -216,15 +270,16 @@ int64_t neighbour(const PackedGemmArgs& a, int64_t tile) {
   return tile + 1 < tile_count(a.n) ? tile_bytes(a.k, kBits) : 0;
 }
 
-// Pairs of tiles [begin, end).
+// Tiles [begin, end), `step` at a time.
 template <int kBits>
-void multiply_pairs(const PackedGemmArgs& a, const Activations& x, int64_t begin, int64_t end) {
-  for (int64_t tile = begin * kVectorTiles; tile < end * kVectorTiles; tile += kVectorTiles) {
+void multiply_tiles(const PackedGemmArgs& a, const Activations& x, int64_t begin, int64_t end,
+                    int64_t step) {
+  for (int64_t tile = begin; tile < end; tile += step) {
     const uint8_t* codes = a.tiles + tile * tile_bytes(a.k, kBits);
     for (int64_t block = 0; block < x.rows.count; ++block)
       kFewRowsKernels<kBits>[x.rows.rows(block) - 1](
-          a, operands_of(a, x, block, tile, codes, neighbour<kBits>(a, tile)), x.rows.begin(block),
-          tile);
+          a, operands_of(a, x, block, tile, step, codes, neighbour<kBits>(a, tile)),
+          x.rows.begin(block), tile);
   }
 }
 
@@ -249,7 +304,9 @@ void multiply_panel(const PackedGemmArgs& a, const Activations& x, int64_t begin
     for (int64_t pair = begin; pair < end; pair += kPanelVectors) {
       const int64_t vectors = smaller(kPanelVectors, end - pair), tile = pair * kVectorTiles;
       kByVectors[vectors - 1][x.rows.rows(block) - 1](
-          a, operands_of(a, x, block, tile, panel + (pair - begin) * stride, stride),
+          a,
+          operands_of(a, x, block, tile, vectors * kVectorTiles, panel + (pair - begin) * stride,
+                      stride),
           x.rows.begin(block), tile);
     }
   }
@@ -265,8 +322,12 @@ void multiply(const PackedGemmArgs& a, const Segment* segments, int64_t segment_
   const int64_t pairs = ceil_div(tile_count(a.n), kVectorTiles);
   const int64_t min_pairs = ceil_div(kMinTaskMacs, larger(a.m * kVectorRows * a.k, 1));
   if (few) {
-    parallel_for(pairs, larger(min_pairs, 4),
-                 [&](int64_t begin, int64_t end) { multiply_pairs<kBits>(a, x, begin, end); });
+    const int64_t step = a.m <= kSingleStreamRows ? 1 : kVectorTiles;
+    parallel_for(ceil_div(tile_count(a.n), step), larger(min_pairs, 4) * kVectorTiles / step,
+                 [&](int64_t begin, int64_t end) {
+                   multiply_tiles<kBits>(a, x, begin * step, smaller(end * step, tile_count(a.n)),
+                                         step);
+                 });
     return;
   }
   const int64_t pair_bytes = larger(block_count(a.k) * kBlockQuads * kVectorBytes, 1);
@@ -296,7 +357,6 @@ MMQ_AVX512_END
 namespace mmq::cpu::avx512 {
 
 void packed_gemm_int8(const PackedGemmArgs& a) {
-  if (a.m <= kSingleStreamRows) return avx2::packed_gemm_int8(a);
   const std::vector<avx2::Segment> segments = avx2::make_segments(a);
   kByBits[a.bits - kMinBits](a, segments.data(), static_cast<int64_t>(segments.size()));
 }

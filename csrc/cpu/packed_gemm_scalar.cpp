@@ -10,6 +10,7 @@
 #include "cpu/kernels.h"
 #include "cpu/layout.h"
 #include "cpu/parallel.h"
+#include "grid.h"
 #include "packing.h"
 
 namespace mmq::cpu::scalar {
@@ -48,6 +49,29 @@ QuantizedRows quantize_rows(const PackedGemmArgs& a, int64_t groups) {
     }
   }
   return q;
+}
+
+constexpr int kAffineFloats = 2 * kTileRows;  // scales and minima of one tile and group
+
+// The affine of a tile as fp32 scales and minima, [group][scale, minimum][8].
+void widen_affine(const PackedGemmArgs& a, int64_t tile, float* affine) {
+  const int64_t groups = group_count(a.k, a.group_size), bytes = affine_bytes(a.affine_kind);
+  const uint8_t* from = static_cast<const uint8_t*>(a.affine) + tile * groups * bytes;
+  if (a.affine_kind == AffineKind::kScaleMin32) {
+    std::memcpy(affine, from, groups * bytes);
+    return;
+  }
+  for (int64_t group = 0; group < groups; ++group, from += bytes, affine += kAffineFloats) {
+    uint16_t stored[2 * kTileRows];
+    std::memcpy(stored, from, bytes);
+    for (int row = 0; row < kTileRows; ++row) {
+      const float zero = a.affine_kind == AffineKind::kScaleZero16
+                             ? widen(stored[kTileRows + row], a.scale_type)
+                             : static_cast<float>(1 << (a.bits - 1));
+      affine[row] = widen(stored[row], a.scale_type);
+      affine[kTileRows + row] = -zero * affine[row];
+    }
+  }
 }
 
 // sum_k x * (code * scale + minimum) of one activation row and the 8 rows of a tile.
@@ -93,19 +117,20 @@ void packed_gemm(const PackedGemmArgs& a) {
   const int64_t tile_macs = std::max<int64_t>(a.m * kTileRows * a.k, 1);
   parallel_for(tile_count(a.n), ceil_div(kMinTaskMacs, tile_macs), [&](int64_t begin, int64_t end) {
     std::vector<uint8_t> codes(block_count(a.k) * kBlockCodes);
+    std::vector<float> affine(groups * kAffineFloats);
     for (int64_t tile = begin; tile < end; ++tile) {
       for (int64_t block = 0; block < block_count(a.k); ++block)
         unpack_block(a.tiles + tile * tile_bytes(a.k, a.bits) + block * block_bytes(a.bits), a.bits,
                      codes.data() + block * kBlockCodes);
-      const float* affine = a.affine + tile * groups * kAffineFloats;
+      widen_affine(a, tile, affine.data());
       const int64_t rows = std::min<int64_t>(kTileRows, a.n - tile * kTileRows);
       for (int64_t i = 0; i < a.m; ++i) {
         float sums[kTileRows] = {};
         if (exact)
-          exact_row(a, a.x + i * a.k, codes.data(), affine, sums);
+          exact_row(a, a.x + i * a.k, codes.data(), affine.data(), sums);
         else
-          int8_row(a, x.codes.data() + i * a.k, x.scales.data() + i * groups, codes.data(), affine,
-                   sums);
+          int8_row(a, x.codes.data() + i * a.k, x.scales.data() + i * groups, codes.data(),
+                   affine.data(), sums);
         for (int64_t row = 0; row < rows; ++row) {
           const int64_t out = tile * kTileRows + row;
           a.y[i * a.n + out] = sums[row] + (a.bias ? a.bias[out] : 0.f);

@@ -63,18 +63,31 @@ const OpenMp& openmp() {
 struct Job {
   int64_t count;
   int64_t grain;
+  int threads;
   void (*task)(void*, int64_t, int64_t);
   void* context;
   std::atomic<int64_t> next{0};
   std::atomic<bool> failed{false};
   std::exception_ptr error = nullptr;
 
-  // Takes runs until none is left. Exceptions must not cross the OpenMP runtime.
+  // Takes the next runs, as one: a thread's share of what is left, so that memory is read in long
+  // streams and yet all threads end together. False if none is left. Measured: beginning a stream
+  // costs a microsecond until the processor fetches ahead (Zen 4, November 2026).
+  bool take(int64_t* begin, int64_t* end) {
+    *begin = next.load(std::memory_order_relaxed);
+    do {
+      if (*begin >= count || failed.load(std::memory_order_relaxed)) return false;
+      const int64_t runs = (count - *begin) / (threads * grain);
+      *end = std::min(*begin + std::max<int64_t>(runs, 1) * grain, count);
+    } while (!next.compare_exchange_weak(*begin, *end, std::memory_order_relaxed));
+    return true;
+  }
+
+  // Exceptions must not cross the OpenMP runtime.
   void work() noexcept {
-    for (int64_t begin; !failed.load(std::memory_order_relaxed) &&
-                        (begin = next.fetch_add(grain, std::memory_order_relaxed)) < count;) {
+    for (int64_t begin, end; take(&begin, &end);) {
       try {
-        task(context, begin, std::min(begin + grain, count));
+        task(context, begin, end);
       } catch (...) {
         if (!failed.exchange(true)) error = std::current_exception();
       }
@@ -101,7 +114,7 @@ void parallel_run(int64_t count, int64_t grain, void (*task)(void*, int64_t, int
     task(context, 0, count);
     return;
   }
-  Job job{count, grain, task, context, {0}, {false}, nullptr};
+  Job job{count, grain, threads, task, context, {0}, {false}, nullptr};
   if (openmp().found()) {
     openmp().parallel([](void* data) { static_cast<Job*>(data)->work(); }, &job,
                       static_cast<unsigned>(threads), 0);

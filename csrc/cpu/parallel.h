@@ -17,8 +17,9 @@ int max_threads();
 // "libgomp.so.1" or the like, or "std::thread": what parallel_for forks through.
 const char* threading_backend();
 
-// Calls task(context, begin, end) over [0, count) cut into runs of `grain` (the last one shorter).
-// Which thread takes which run is not fixed, what a run computes must not depend on it.
+// Calls task(context, begin, end) over [0, count), cut at multiples of `grain`: long ranges at
+// first, single runs of `grain` at the end. Which thread takes what is not fixed, and what is
+// computed must not depend on it.
 // The first exception of a task is rethrown here, after all threads have come back.
 void parallel_run(int64_t count, int64_t grain, void (*task)(void*, int64_t, int64_t),
                   void* context);

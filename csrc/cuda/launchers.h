@@ -23,17 +23,10 @@ enum Status : int {
 
 enum class ActivationType : int { kFloat16 = 1, kBfloat16 = 2 };
 
-// What the affine tensor holds for every group and output column.
-enum class AffineKind : int {
-  kScale16 = 0,      // [groups, padded n]: scale, zero is 2^(b-1)
-  kScaleZero16 = 1,  // [groups, padded n, 2]: scale, integer zero as a number of the same type
-  kScaleMin32 = 2,   // [groups, padded n, 2]: float32 scale and minimum, w = q * s + m
-};
-
 struct PackedGemmArgs {
   const void* x;          // [m, k] of `activation`
   const uint32_t* tiles;  // fragment order, see tiles.h
-  const void* affine;     // see AffineKind
+  const void* affine;     // [groups, padded n] or [groups, padded n, 2], see AffineKind
   const void* bias;       // [n] of `activation`, or null
   const int32_t* perm;    // [k] or null: packed position j reads in-feature perm[j]
   const float* in_scale;  // [k] or null: divides x before the permutation

@@ -17,7 +17,8 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -40,14 +41,24 @@ from mmq_evals.rows import WHOLE, Row, RowStore, Shard, model_fingerprint
 from mmq_evals.stats import detectable_line
 from mmq_evals.summary import clusters_of, score_rows
 from mmq_evals.tasks.base import Task, scored
-from mmq_evals.tasks.build import Data, build_tasks, model_class, tasks_for
+from mmq_evals.tasks.build import (
+    Data,
+    Limit,
+    build_tasks,
+    limit_of,
+    model_class,
+    tasks_for,
+)
 from mmq_evals.tasks.captioning import Captioning
 
 __all__ = [
+    "Prepared",
     "evaluate",
+    "evaluate_prepared",
     "format_result",
     "make_folder",
     "predict_shard",
+    "prepare",
     "protocol_hash",
     "read_result",
     "tasks_for",
@@ -62,6 +73,20 @@ FEATURES = "features.part"
 
 # Called after every row (of retrieval: image) with the task's name, those done and those in all.
 Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Tasks built once for a model, to be run with any weights of it; see `prepare`."""
+
+    tasks: dict[str, Task]
+    protocols: dict[str, dict[str, Any]]
+    batch_size: int
+
+    @cached_property
+    def baselines(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Scores without the image, by task."""
+        return {name: task.baselines() for name, task in self.tasks.items()}
 
 
 def evaluate(
@@ -113,7 +138,37 @@ def evaluate(
             reference is of another protocol, or no image decodes. All but the last are found before
             the model runs. Single images that do not decode are counted, named and not scored.
     """
-    built, protocols = _tasks_of(model, processor, tasks, data, split, limit, batch_size)
+    prepared = prepare(
+        model, processor, tasks, data=data, split=split, limit=limit, batch_size=batch_size
+    )
+    return evaluate_prepared(
+        model,
+        processor,
+        prepared,
+        out_dir=out_dir,
+        seed=seed,
+        reference=reference,
+        features=features,
+        progress=progress,
+        announce=announce,
+    )
+
+
+def evaluate_prepared(
+    model: Any,
+    processor: Any,
+    prepared: Prepared,
+    *,
+    out_dir: Path,
+    seed: int = 0,
+    reference: Path | None = None,
+    features: Path | None = None,
+    progress: Progress | None = None,
+    announce: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """`evaluate` on tasks that are built already; many runs of one model share them."""
+    built, protocols, batch_size = prepared.tasks, prepared.protocols, prepared.batch_size
+    _check_finite(model)
     references = None if reference is None else check_reference(reference, protocols)
     fingerprint, stores = _open_stores(model, protocols, out_dir)
     for store in stores.values():
@@ -163,12 +218,12 @@ def evaluate(
             "failed": failed,
             "scores": {key: asdict(value) for key, value in score_rows(rows, seed=seed).items()},
             "breakdown": task.breakdown(rows),
-            "baselines": task.baselines(),
+            "baselines": prepared.baselines[name],
             "detectable": detectable[name],
             "protocol": protocols[name],
             "protocol_hash": protocol_hash(protocols[name]),
         }
-        if isinstance(task, Captioning) and limit is not None:
+        if isinstance(task, Captioning) and task.limit is not None:
             # The references in the rows do not give the table of the whole split.
             entry["document_frequency"] = f"{name}.df.json"
             task.df.save(out_dir / entry["document_frequency"])
@@ -218,8 +273,12 @@ def predict_shard(
     Raises:
         EvalError: as `evaluate`.
     """
-    built, protocols = _tasks_of(model, processor, tasks, data, split, limit, batch_size)
-    _, stores = _open_stores(model, protocols, out_dir)
+    prepared = prepare(
+        model, processor, tasks, data=data, split=split, limit=limit, batch_size=batch_size
+    )
+    built = prepared.tasks
+    _check_finite(model)
+    _, stores = _open_stores(model, prepared.protocols, out_dir)
     for name, task in built.items():
         scratch = features or out_dir / FEATURES
         _predict(task, model, processor, batch_size, stores[name], shard, scratch, progress)
@@ -232,26 +291,35 @@ def predict_shard(
     return complete()
 
 
-def _tasks_of(
+def prepare(
     model: Any,
     processor: Any,
     tasks: Sequence[str] | None,
-    data: Data,
-    split: str,
-    limit: int | None,
-    batch_size: int,
-) -> tuple[dict[str, Task], dict[str, dict[str, Any]]]:
-    """The tasks of a run and their protocols, with every check that needs no prediction."""
+    *,
+    data: Data = "tiny",
+    split: str = "test",
+    limit: Limit = None,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+) -> Prepared:
+    """The tasks of a run and their protocols; arguments as `evaluate`.
+
+    ``limit`` may be by task, without an entry for those that are not limited.
+
+    Raises:
+        EvalError: all that `evaluate` raises without looking at the weights.
+    """
     if batch_size < 1:
         raise EvalError(f"batch_size: expected at least 1, got {batch_size}")
     if tasks is None:
         tasks = tasks_for(model, data)
         if not tasks:
             raise EvalError(f"data: {data} has no dataset for any task of {model_class(model)}")
-    built = build_tasks(model, tasks, data, split, limit)
-    _check_finite(model)
     common = _common_protocol(model, processor, batch_size)
-    return built, {name: _protocol(task, common, limit) for name, task in built.items()}
+    built = build_tasks(model, tasks, data, split, limit)
+    protocols = {
+        name: _protocol(task, common, limit_of(limit, name)) for name, task in built.items()
+    }
+    return Prepared(built, protocols, batch_size)
 
 
 def _open_stores(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -144,10 +145,8 @@ def paired_difference(
     observed = abs(total.sum())
     # Equal sums taken in another order may differ in the last bits; they count as ties.
     margin = 1e-9 * float(np.abs(total).sum())
-    rng = np.random.default_rng(seed + 1)
     extreme = 0
-    for size in _block_sizes(len(total), resamples):
-        signs = rng.integers(0, 2, (size, len(total)), dtype=np.int8) * 2.0 - 1.0
+    for signs in _signs(len(total), resamples, seed + 1):
         extreme += int((np.abs(signs @ total) >= observed - margin).sum())
     return PairedDifference(
         value=float(_ratio(sums.sum(axis=0))),
@@ -258,10 +257,8 @@ def paired_statistics(
         function(block @ first) - function(block @ second)
         for block in bootstrap_weights(n, resamples, seed)
     ]
-    rng = np.random.default_rng(seed + 1)
     extreme = np.zeros(len(observed), dtype=np.int64)
-    for size in _block_sizes(n, resamples):
-        signs = rng.integers(0, 2, (size, n), dtype=np.int8) * 2.0 - 1.0
+    for signs in _signs(n, resamples, seed + 1):
         shift = signs @ half
         swapped = function(total / 2.0 + shift) - function(total / 2.0 - shift)
         # Equal sums taken in another order may differ in the last bits; they count as ties.
@@ -318,11 +315,49 @@ def _block_sizes(n: int, resamples: int) -> Iterator[int]:
 
 def bootstrap_weights(n: int, resamples: int, seed: int) -> Iterator[FloatArray]:
     """Blocks of shape (b, n): how often each of n clusters was drawn in each of b resamples."""
+    sizes = list(_block_sizes(n, resamples))
+    if len(sizes) == 1:
+        yield _one_block(n, resamples, seed)
+        return
     rng = np.random.default_rng(seed)
-    for size in _block_sizes(n, resamples):
-        drawn = rng.integers(0, n, (size, n))
-        drawn += np.arange(size)[:, None] * n
-        yield np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n).astype(np.float64)
+    for size in sizes:
+        yield _draw(rng, n, size)
+
+
+@lru_cache(maxsize=4)
+def _one_block(n: int, resamples: int, seed: int) -> FloatArray:
+    """All weights where they fit into a block: every metric of a run asks for the same."""
+    block = _draw(np.random.default_rng(seed), n, resamples)
+    block.setflags(write=False)
+    return block
+
+
+def _draw(rng: np.random.Generator, n: int, size: int) -> FloatArray:
+    drawn = rng.integers(0, n, (size, n))
+    drawn += np.arange(size)[:, None] * n
+    return np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n).astype(np.float64)
+
+
+def _signs(n: int, resamples: int, seed: int) -> Iterator[FloatArray]:
+    """Blocks of shape (b, n) of random signs, -1 or 1."""
+    sizes = list(_block_sizes(n, resamples))
+    if len(sizes) == 1:
+        yield _one_block_of_signs(n, resamples, seed)
+        return
+    rng = np.random.default_rng(seed)
+    for size in sizes:
+        yield _draw_signs(rng, n, size)
+
+
+@lru_cache(maxsize=4)
+def _one_block_of_signs(n: int, resamples: int, seed: int) -> FloatArray:
+    block = _draw_signs(np.random.default_rng(seed), n, resamples)
+    block.setflags(write=False)
+    return block
+
+
+def _draw_signs(rng: np.random.Generator, n: int, size: int) -> FloatArray:
+    return np.asarray(rng.integers(0, 2, (size, n), dtype=np.int8) * 2.0 - 1.0)
 
 
 def _ratio(sums: FloatArray) -> FloatArray:

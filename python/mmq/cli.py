@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line: the roof of the house, the one module that may import everything.
 
-Exit codes: 0 done, 2 bad input (one line on stderr), 130 interrupted.
+Exit codes: 0 done, 1 a sweep with failed runs, 2 bad input (one line on stderr), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -221,6 +221,14 @@ def _data_folder(args: argparse.Namespace) -> None:
     print(run_data(args))
 
 
+def _sweep(args: argparse.Namespace) -> int:
+    from mmq_evals.study.commands import run_sweep
+
+    text, code = run_sweep(args)
+    print(text)
+    return code
+
+
 def _doctor(args: argparse.Namespace) -> None:
     from mmq.doctor import diagnose, format_diagnosis
 
@@ -234,7 +242,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[[argparse.Namespace], None], text: str) -> Any:
+    def command(name: str, run: Callable[[argparse.Namespace], int | None], text: str) -> Any:
         added = commands.add_parser(name, help=text, description=text)
         added.set_defaults(run=run)
         return added
@@ -313,6 +321,11 @@ def _parser() -> argparse.ArgumentParser:
     text = "Count, hash and check local datasets in their published layouts."
     add_data_arguments(command("data", _data_folder, text))
 
+    from mmq_evals.study.commands import add_sweep_arguments
+
+    text = "Quantize and evaluate every setting of a grid, once; goes on where it was killed."
+    add_sweep_arguments(command("sweep", _sweep, text))
+
     from mmq_evals.study.analysis_commands import add_analyze_arguments, add_report_arguments
 
     text = "Say what a table of results shows: effects, importance, interactions, sizes."
@@ -334,14 +347,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mmq.errors import MmqError
 
     try:
-        args.run(args)
+        return args.run(args) or 0
     except (MmqError, ValueError) as error:
         print(f"mmq: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("mmq: interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 if __name__ == "__main__":

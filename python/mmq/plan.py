@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 
-from mmq.architectures import COMPONENTS
+from mmq.architectures import COMPONENTS, Component
 from mmq.errors import MmqError
 from mmq.models import LinearUnit, resolve
 from mmq.options import AwqOptions, GptqOptions
@@ -77,6 +78,14 @@ class Plan:
         """The layers that do not stay dense."""
         return [(unit, layer) for unit, layer in self.layers if layer.spec is not None]
 
+    def only(self, component: Component) -> Plan:
+        """The plan with every other component dense; the recipe and its report are the same."""
+        dense = LayerPlan("none", reason="of another part")
+        layers = tuple(
+            (unit, layer if unit.component == component else dense) for unit, layer in self.layers
+        )
+        return replace(self, layers=layers)
+
 
 def plan(recipe: Recipe, model: nn.Module) -> Plan:
     """Decides for every linear of ``model``.
@@ -87,7 +96,11 @@ def plan(recipe: Recipe, model: nn.Module) -> Plan:
     Raises MmqError for an unsupported model, a section, override or head that selects no linear, a
     tied head without ``untie_heads``, and settings that contradict each other on some linear.
     """
-    units = resolve(model)
+    return plan_units(recipe, resolve(model))
+
+
+def plan_units(recipe: Recipe, units: Sequence[LinearUnit]) -> Plan:
+    """:func:`plan` of a model whose linears are resolved already."""
     listed = _selected_heads(recipe, units)
     heads = listed | _implied_heads(recipe, units, listed)
     candidates = [unit for unit in units if unit.layer_type != "head" or unit.path in heads]
@@ -143,7 +156,8 @@ def _decide(recipe: Recipe, unit: LinearUnit, overrides: list[Override]) -> Laye
         return LayerPlan("none", reason="not in the recipe")
     merged = merge(settings)
     try:
-        spec, gptq, awq = spec_of(merged), gptq_options(merged), awq_options(merged)
+        spec, gptq = spec_of(merged), gptq_options(merged)
+        awq = replace(awq_options(merged), seed=recipe.seed)
     except MmqError as error:
         raise MmqError(f"{unit.path}: {error}") from error
     if spec is None:
@@ -158,7 +172,7 @@ def _decide(recipe: Recipe, unit: LinearUnit, overrides: list[Override]) -> Laye
     return LayerPlan(merged.method or DEFAULT_METHOD, spec, gptq, awq)
 
 
-def _selected_heads(recipe: Recipe, units: list[LinearUnit]) -> set[str]:
+def _selected_heads(recipe: Recipe, units: Sequence[LinearUnit]) -> set[str]:
     heads = [unit.path for unit in units if unit.layer_type == "head"]
     selected: set[str] = set()
     for pattern in recipe.heads:
@@ -187,7 +201,7 @@ def _label(index: int, override: Override) -> str:
     return f"overrides.{index} ({selectors})"
 
 
-def _implied_heads(recipe: Recipe, units: list[LinearUnit], listed: set[str]) -> set[str]:
+def _implied_heads(recipe: Recipe, units: Sequence[LinearUnit], listed: set[str]) -> set[str]:
     """Heads of components that have nothing else and a section; none where some are listed."""
     implied: set[str] = set()
     for component in COMPONENTS:

@@ -76,7 +76,7 @@ Progress = Callable[[ProgressEvent], None]
 
 def quantize(
     model: nn.Module,
-    recipe: Recipe,
+    recipe: Recipe | Plan,
     samples: Sequence[Sample] | None = None,
     *,
     sample_ids: Sequence[str] | None = None,
@@ -87,7 +87,7 @@ def quantize(
     Args:
       model: a supported model with dense linears, all on one device; on CUDA in float16 or
         bfloat16, which is what its packed kernel multiplies. It stays there.
-      recipe: what to do with which linear.
+      recipe: what to do with which linear; or a plan of it for this model, already made.
       samples: model inputs, each a mapping of names to tensors with the batch first, on any
         device; padding is cut off. The first ``recipe.calibration.samples`` are used. None is
         allowed where only ``uniform`` and ``rtn`` are used, and then no output error is known.
@@ -102,11 +102,11 @@ def quantize(
     interrupt, the model in memory is partly quantized (a message is logged) and should be loaded
     again.
     """
-    decided = plan(recipe, model)
+    decided = recipe if isinstance(recipe, Plan) else plan(recipe, model)
     _check_weights(model, decided)
     device_of(model)  # Refuses a model on two devices.
     batches = _batches(model, decided, samples, sample_ids)
-    used = None if samples is None else len(samples[: recipe.calibration.samples])
+    used = None if samples is None else len(samples[: decided.recipe.calibration.samples])
     run = _Run(model, decided, batches, progress)
     finished = False
     try:

@@ -17,20 +17,18 @@ model.
 
 from __future__ import annotations
 
-import difflib
-import json
 import re
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal, cast
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
 from mmq.architectures import COMPONENTS, Component, LayerType
 from mmq.errors import MmqError
 from mmq.models import Third
-from mmq.options import AwqOptions, Dead, GptqOptions, OrderOption
+from mmq.options import AwqOptions, Dead, GptqOptions, OrderOption, Search
+from mmq.schema import Strict, parse_text, read_text, validated
 from mmq.spec import BITS, Clip, QuantSpec, ScaleDtype, SymmetricRange, Zero
 
 Method = Literal["none", "uniform", "rtn", "gptq", "awq"]
@@ -44,11 +42,7 @@ DEFAULT_GROUP_SIZE = 128
 _BLOCK_RANGE = re.compile(r"(\d+)-(\d+)")
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class GptqSettings(_Strict):
+class GptqSettings(Strict):
     """Keys of ``gptq``; see ``mmq.options.GptqOptions`` for meanings and defaults."""
 
     order: OrderOption | None = None
@@ -58,16 +52,17 @@ class GptqSettings(_Strict):
     dead: Dead | None = None
 
 
-class AwqSettings(_Strict):
+class AwqSettings(Strict):
     """Keys of ``awq``; see ``mmq.options.AwqOptions`` for meanings and defaults."""
 
     steps: Annotated[int, Field(ge=1)] | None = None
     weight_aware: bool | None = None
     clip: bool | None = None
     fold: bool | None = None
+    search: Search | None = None
 
 
-class LayerSettings(_Strict):
+class LayerSettings(Strict):
     """What to do with a linear. A key that is None says nothing; the defaults are in brackets.
 
     - ``method`` [gptq]: none, uniform, rtn, gptq or awq.
@@ -156,7 +151,7 @@ class Override(LayerSettings):
 SELECTORS = tuple(name for name in Override.model_fields if name not in LayerSettings.model_fields)
 
 
-class Calibration(_Strict):
+class Calibration(Strict):
     """How many samples are seen, and what each block is calibrated on.
 
     ``upstream="quantized"`` feeds a block what the quantized blocks before it produce, ``"full"``
@@ -170,7 +165,7 @@ class Calibration(_Strict):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
 
 
-class Recipe(_Strict):
+class Recipe(Strict):
     """A whole recipe; see the module's head for the form and ``LayerSettings`` for the keys.
 
     ``heads`` are globs on the paths of linears outside the stacks; ``untie_heads`` must be true to
@@ -291,12 +286,7 @@ def load_recipe(path: str | Path) -> Recipe:
     Raises MmqError that begins with the path, also for a file that asks for nothing.
     """
     path = Path(path)
-    if path.suffix not in (".yaml", ".yml", ".json"):
-        raise MmqError(f"{path}: expected a recipe in .yaml, .yml or .json")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise MmqError(f"{path}: expected a readable recipe, got {error}") from error
+    text = read_text(path, "recipe")
     try:
         recipe = parse_recipe(text)
     except MmqError as error:
@@ -313,29 +303,12 @@ def parse_recipe(source: str | Mapping[str, Any]) -> Recipe:
     Raises MmqError on the first reading, with every wrong key in one line and, for a misspelt one,
     the nearest known key.
     """
-    data = _parse_text(source) if isinstance(source, str) else source
+    data = parse_text(source, "recipe") if isinstance(source, str) else source
     if not isinstance(data, Mapping):
         raise MmqError(f"recipe: expected a mapping of sections, got {type(data).__name__}")
-    _refuse_nulls(data, "")
-    try:
-        recipe = Recipe.model_validate(dict(data))
-    except ValidationError as error:
-        raise MmqError("; ".join(_explain(item) for item in error.errors())) from error
+    recipe = validated(Recipe, data)
     _check_settings(recipe)
     return recipe
-
-
-def _refuse_nulls(value: object, where: str) -> None:
-    """An empty YAML value would read like an absent key; a section without keys is written {}."""
-    if value is None:
-        raise MmqError(f"{where}: expected a value or {{}}, got nothing")
-    items: Iterable[tuple[object, object]] = ()
-    if isinstance(value, Mapping):
-        items = value.items()
-    elif isinstance(value, (list, tuple)):
-        items = enumerate(value)
-    for key, child in items:
-        _refuse_nulls(child, f"{where}.{key}".lstrip("."))
 
 
 def _check_settings(recipe: Recipe) -> None:
@@ -349,58 +322,3 @@ def _check_settings(recipe: Recipe) -> None:
                 gptq_options(settings)
             except MmqError as error:
                 raise MmqError(f"{component}.{error}") from error
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML keeps the last of two equal keys without a word; a recipe must not."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                line = node.start_mark.line + 1
-                raise MmqError(f"recipe: expected each key once, got {key!r} twice (line {line})")
-        return super().construct_mapping(node, deep)
-
-
-def _parse_text(text: str) -> object:
-    try:
-        return {} if not text.strip() else yaml.load(text, Loader=_UniqueKeys)
-    except yaml.YAMLError as error:
-        detail = " ".join(str(error).split())
-        raise MmqError(f"recipe: expected YAML or JSON, got {detail}") from error
-
-
-def _explain(item: Any) -> str:
-    """One pydantic error as "where: expected ..., got ...", with a suggestion for unknown keys."""
-    location = tuple(item["loc"])
-    where = ".".join(str(part) for part in location if not str(part).startswith("function-"))
-    if item["type"] == "extra_forbidden":
-        known = _keys_at(location[:-1])
-        near = difflib.get_close_matches(str(location[-1]), known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}"
-        return f"{where}: unknown key, {hint}"
-    message = str(item["msg"]).removeprefix("Value error, ")
-    message = message.replace("Input should be", "expected")
-    if "got " in message:
-        return f"{where}: {message}" if where else message
-    return f"{where}: {message}, got {json.dumps(item['input'], default=str)}"
-
-
-def _keys_at(location: tuple[int | str, ...]) -> list[str]:
-    model: type[BaseModel] = Recipe
-    for part in location:
-        if isinstance(part, str) and part in model.model_fields:
-            model = _model_in(model.model_fields[part].annotation) or model
-    return list(model.model_fields)
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The schema class inside an annotation such as ``tuple[Override, ...] | None``."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for argument in get_args(annotation):
-        found = _model_in(argument)
-        if found is not None:
-            return found
-    return None

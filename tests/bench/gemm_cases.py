@@ -73,8 +73,10 @@ def ours(m: int, k: int, n: int, group_size: int, bits: int, mode: str) -> Case:
     groups = ops.group_count(k, group_size)
 
     def make() -> tuple[Tensor, ...]:
-        tiles = torch.randint(0, 256, (ops.tiles_bytes(n, k, bits),), dtype=torch.uint8)
-        return tiles, torch.rand(ops.affine_floats(n, groups))
+        words = torch.randint(-(2**31), 2**31, (n, ops.row_words(k, bits)), dtype=torch.int32)
+        scales = torch.rand(n, groups).half()
+        affine = ops.repack_affine(scales, None, bits, float_zero=False)
+        return ops.repack(words, bits, k), affine
 
     weights, size = _rotating(make)
 

@@ -37,11 +37,11 @@ void check_shape(const char* isa, int64_t m, int64_t n, int64_t k, int64_t group
   mmq::pack(codes.data(), n, k, bits, words.data());
   std::vector<uint8_t> tiles(mmq::cpu::tiles_bytes(n, k, bits));
   mmq::cpu::repack(words.data(), n, k, bits, tiles.data());
-  std::vector<float> affine(mmq::cpu::tile_count(n) * groups * mmq::cpu::kAffineFloats, 0.f);
+  constexpr int kAffineFloats = 2 * mmq::cpu::kTileRows;
+  std::vector<float> affine(mmq::cpu::tile_count(n) * groups * kAffineFloats, 0.f);
   for (int64_t row = 0; row < n; ++row)
     for (int64_t group = 0; group < groups; ++group) {
-      float* grid = affine.data() +
-                    (row / mmq::cpu::kTileRows * groups + group) * mmq::cpu::kAffineFloats +
+      float* grid = affine.data() + (row / mmq::cpu::kTileRows * groups + group) * kAffineFloats +
                     row % mmq::cpu::kTileRows;
       grid[0] = scales[row * groups + group];
       grid[mmq::cpu::kTileRows] = minima[row * groups + group];
@@ -50,7 +50,8 @@ void check_shape(const char* isa, int64_t m, int64_t n, int64_t k, int64_t group
   for (GemmMode mode : {GemmMode::kExact, GemmMode::kInt8}) {
     std::vector<float> y(m * n, NAN);
     mmq::cpu::kernels().packed_gemm({x.data(), tiles.data(), affine.data(), bias.data(), y.data(),
-                                     m, n, k, group_size, bits, mode});
+                                     m, n, k, group_size, bits, mode, mmq::AffineKind::kScaleMin32,
+                                     mmq::ScaleType::kFloat32});
     for (int64_t i = 0; i < m; ++i)
       for (int64_t row = 0; row < n; ++row) {
         double sum = bias[row], size = 1;

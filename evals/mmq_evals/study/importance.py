@@ -65,7 +65,12 @@ DEFAULT_RANGES = (Range("all"), Range(">=3", 3.0), Range(">=4", 4.0))
 
 
 def missing_levels(names: Sequence[str], levels: Levels) -> list[str]:
-    """A line for each factor that lacks a level which another has."""
+    """A line for each factor that lacks a level which another has. One that never varies is none
+    of the grid's, and has no share."""
+    varying = [(n, a) for n, a in zip(names, levels, strict=True) if len(a) > 1]
+    if not varying:
+        return []
+    names, levels = [n for n, _ in varying], [a for _, a in varying]
     union = sorted(set().union(*levels))
     lines = []
     for name, axis in zip(names, levels, strict=True):
@@ -139,6 +144,13 @@ def _one_range(
     weights: Mapping[float, float] | None,
     seed: int,
 ) -> Data:
+    varying = [axis for axis, known in enumerate(grid.levels(evidence.target)) if len(known) > 1]
+    if 0 < len(varying) < len(levels):
+        moved = _slice(grid, evidence.target, [set(axis) for axis in levels], varying)
+        inner = [levels[axis] for axis in varying]
+        found = _one_range(moved, evidence, inner, incomplete, weights, seed)
+        fixed = [name for name in grid.names if name not in moved.names]
+        return found | {"fixed": [*fixed, *found.get("fixed", ())]}
     reason = _unusable(grid, evidence.target, levels)
     if reason:
         return _refused(reason)
@@ -191,25 +203,32 @@ def _largest_slice(grid: Grid, target: str, levels: Levels) -> Grid | None:
     for size in range(len(levels) - 1, 1, -1):
         slices = []
         for axes in combinations(range(len(levels)), size):
-            cells = {
-                tuple(bits[axis] for axis in axes): run
-                for bits, run in grid.cells.items()
-                if has(run, target)
-                and all(bits[axis] in levels[axis] for axis in axes)
-                and all(w == FULL_BITS for axis, w in enumerate(bits) if axis not in axes)
-            }
-            part = replace(
-                grid,
-                factors=tuple(grid.factors[axis] for axis in axes),
-                names=tuple(grid.names[axis] for axis in axes),
-                cells=cells,
-            )
+            part = _slice(grid, target, [set(axis) for axis in levels], axes)
             lengths = [len(axis) for axis in part.levels(target)]
-            if cells and min(lengths) > 1 and prod(lengths) == len(cells):
+            if part.cells and min(lengths) > 1 and prod(lengths) == len(part.cells):
                 slices.append(part)
         if slices:
             return max(slices, key=lambda part: len(part.cells))
     return None
+
+
+def _slice(grid: Grid, target: str, levels: Sequence[set[float]], axes: Sequence[int]) -> Grid:
+    """Some factors of a grid within some levels, the others at the one width that they have, or
+    untouched if they have several."""
+    at = [known[0] if len(known) == 1 else FULL_BITS for known in grid.levels(target)]
+    cells = {
+        tuple(bits[axis] for axis in axes): run
+        for bits, run in grid.cells.items()
+        if has(run, target)
+        and all(bits[axis] in levels[axis] for axis in axes)
+        and all(w == at[axis] for axis, w in enumerate(bits) if axis not in axes)
+    }
+    return replace(
+        grid,
+        factors=tuple(grid.factors[axis] for axis in axes),
+        names=tuple(grid.names[axis] for axis in axes),
+        cells=cells,
+    )
 
 
 def levels_by_name(grid: Grid, target: str) -> dict[str, list[float]]:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from mmq_evals.tiny.data import VqaSource
 
 Data = Literal["tiny"] | Path
+
+# Items of every task, or by task; None, or no entry, is all.
+Limit = int | Mapping[str, int] | None
 
 TASKS = ("captioning", "retrieval", "vqa", "widths", "easy-vqa", "gqa")
 
@@ -78,17 +81,24 @@ def tasks_for(model: Any, data: Data = "tiny") -> list[str]:
     return [task for task in _FITTING[name] if present[task]]
 
 
+def limit_of(limit: Limit, task: str) -> int | None:
+    """How many items of ``task`` are evaluated at most; None is all."""
+    return limit.get(task) if isinstance(limit, Mapping) else limit
+
+
 def build_tasks(
-    model: Any, names: Sequence[str], data: Data, split: str, limit: int | None
+    model: Any, names: Sequence[str], data: Data, split: str, limit: Limit
 ) -> dict[str, Task]:
-    """The named tasks on ``data``, by name.
+    """The named tasks on ``data``, by name, each cut to its limit of items.
 
     Raises:
         EvalError: no or an unknown task, a task that does not fit the model, data that is missing.
     """
     fitting = _FITTING[model_class(model)]
-    if limit is not None and limit < 1:
-        raise EvalError(f"limit: expected at least 1, got {limit}")
+    for name in names:
+        most = limit_of(limit, name)
+        if most is not None and most < 1:
+            raise EvalError(f"limit: expected at least 1, got {most}")
     if not isinstance(data, Path) and data != "tiny":
         raise EvalError(f"data: expected 'tiny' or a Path, got {data!r}")
     if not names or len(set(names)) < len(names):
@@ -101,7 +111,7 @@ def build_tasks(
                 f"task {name!r} does not fit {model_class(model)}: expected one of "
                 f"{', '.join(fitting)}"
             )
-    return {name: _build(model, name, data, split, limit) for name in names}
+    return {name: _build(model, name, data, split, limit_of(limit, name)) for name in names}
 
 
 def _build(model: Any, name: str, data: Data, split: str, limit: int | None) -> Task:

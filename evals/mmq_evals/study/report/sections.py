@@ -192,14 +192,16 @@ def _bins(target: Data) -> str:
         bins.setdefault(row["low"], {})[row["grid"]] = row
     rows = []
     for low, members in bins.items():
-        best = max(member["score"]["value"] for member in members.values())
         cells = [f"{low:g} to {low + 0.5:g}"]
         for label in labels:
             member = members.get(label)
             if member is None:
                 cells.append("")
                 continue
-            marked = " class=best" if member["score"]["value"] == best else ""
+            behind = member["behind"]
+            marked = " class=best" if behind is None else ""
+            if behind is not None and behind["high"] is not None and behind["high"] >= 0.0:
+                marked = " class=tie"
             cells.append(
                 f"<td{marked}>{estimate(member['score'])}<br><small>"
                 f"{escape(member['widths'])} at {member['bpw']:.2f}</small>"
@@ -207,8 +209,9 @@ def _bins(target: Data) -> str:
         rows.append(cells)
     caption = (
         f"The best run of every method by bits per weight, up to {MAX_BIN:g}, with its widths "
-        f"({', '.join(target['grids'][0]['factors'])}) and size. The best of a row is marked; "
-        "within a row larger runs have an advantage."
+        f"({', '.join(target['grids'][0]['factors'])}) and size. The best of a row is marked, and "
+        "lightly those that a paired interval does not tell from it; within a row larger runs have "
+        "an advantage."
     )
     return table(["bits", *labels], rows, caption=caption)
 
@@ -248,7 +251,8 @@ def _heat(target: Data) -> str:
             cells = "".join(_heat_cell(known.get((name, width)), most) for width in widths)
             body.append(f"<tr><th scope=row>{escape(name)}{cells}")
     heads = "".join(f"<th scope=col>{width:g} bits" for width in widths)
-    return _heat_table("difference to full precision", heads, body)
+    note = '<p class="note">Difference to full precision.</p>'
+    return note + _heat_table("", heads, body)
 
 
 def _heat_table(corner: str, heads: str, body: Sequence[str]) -> str:
@@ -286,7 +290,7 @@ def _heat_of_parts(target: Data) -> str:
     heads = "".join(
         f"<th scope=col>{width:g} bits<br>{kind or 'both'}" for width in widths for kind in types
     )
-    return _heat_table("block and layer type", heads, body)
+    return _heat_table("", heads, body)
 
 
 def _place_and_type(factor: str) -> tuple[str, str]:
