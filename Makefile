@@ -23,8 +23,8 @@ NATIVE_FLAGS = -S . -G Ninja -DMMQ_PYTHON=OFF -DMMQ_TESTS=ON
 export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo study test test-gpu env build lint types native sanitize unit bench bench-plot emoji allocate-table \
-  wheel wheel-check lines clean
+.PHONY: demo study test test-gpu env build lint types native sanitize unit bench bench-plot eval-table \
+  allocate-table emoji wheel wheel-check lines clean
 
 demo: build
 	$(BIN)/mmq demo --out $(OUT)/demo
@@ -94,6 +94,10 @@ emoji: env
 	mkdir -p $(OUT)/emoji-packages
 	cd $(OUT)/emoji-packages && npm pack --silent $(EMOJI_PACKAGES)
 	$(BIN)/python -m mmq_evals.data.emoji $(OUT)/emoji-packages $(OUT)/emoji
+
+# The tiny models at full precision, 4 and 3 bits: intervals, flips, paired tests and KL as one table.
+eval-table: build
+	$(BIN)/python tests/quant_table.py --out $(OUT)/eval-table
 
 # packed_gemm beside torch and other libraries, with met or short per cell. ggml is compiled for
 # this machine, which takes some minutes once.
