@@ -34,31 +34,36 @@ NOISY = 0.5
 
 @dataclass(frozen=True)
 class Range:
-    """Widths from ``low`` to ``high`` bits, both included; full precision always is."""
+    """Widths from ``low`` to ``high`` bits, both included, of one factor or of all."""
 
     name: str
     low: float = 0.0
     high: float = 32.0
+    factor: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> Range:
-        """From "all", ">=3" or "3-8".
+        """From "all", ">=3", "3-8", or "language>=3": that factor alone is bounded.
 
         Raises:
             EvalError: anything else, or no width between the bounds.
         """
         if text == "all":
             return cls(text)
-        at_least = re.fullmatch(r">=\s*(\d+(?:\.\d+)?)", text)
+        at_least = re.fullmatch(r"([\w.]*)\s*>=\s*(\d+(?:\.\d+)?)", text)
         if at_least:
-            return cls(text.replace(" ", ""), float(at_least[1]))
+            return cls(text.replace(" ", ""), float(at_least[2]), factor=at_least[1] or None)
         bounds = re.fullmatch(r"(\d+(?:\.\d+)?)-(\d+(?:\.\d+)?)", text)
         if bounds is None or float(bounds[1]) > float(bounds[2]):
-            raise EvalError(f"range: expected all, >=3 or 3-8, got {text!r}")
+            raise EvalError(f"range: expected all, >=3, 3-8 or language>=3, got {text!r}")
         return cls(text, float(bounds[1]), float(bounds[2]))
 
-    def of(self, levels: Levels) -> Levels:
-        return [[width for width in axis if self.low <= width <= self.high] for axis in levels]
+    def of(self, names: Sequence[str], levels: Levels) -> Levels:
+        """The levels of factors within the range."""
+        return [
+            [w for w in axis if self.factor not in (None, name) or self.low <= w <= self.high]
+            for name, axis in zip(names, levels, strict=True)
+        ]
 
 
 DEFAULT_RANGES = (Range("all"), Range(">=3", 3.0), Range(">=4", 4.0))
@@ -122,7 +127,7 @@ def importance(
     if incomplete not in ("refuse", "regress"):
         raise EvalError(f"incomplete: expected refuse or regress, got {incomplete!r}")
     levels = grid.levels(evidence.target)
-    wanted = [(span.name, span.of(levels)) for span in ranges]
+    wanted = [(span.name, span.of(grid.names, levels)) for span in ranges]
     if common:
         wanted.append((COMMON, [list(common)] * len(levels)))
     found, seen = [], []

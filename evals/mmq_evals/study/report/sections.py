@@ -94,8 +94,13 @@ def verdict_cards(found: Data, anchors: Mapping[tuple[str, str], str]) -> str:
 
 def title_of(model: str, target: Data) -> str:
     """Model and task; the metric stands in the line below."""
-    task = target["name"].split(" ")[0]
+    task = target["name"].split(" ")[0] + (" agreement" if is_agreement(target) else "")
     return f"{model} \N{MIDDLE DOT} {task}" if model else task
+
+
+def is_agreement(target: Data) -> bool:
+    """Whether a target compares answers with those of full precision instead of judging them."""
+    return bool(target["target"].startswith("agreement."))
 
 
 def target_section(model: str, target: Data, samples: Sequence[Sample], anchor: str) -> str:
@@ -103,7 +108,8 @@ def target_section(model: str, target: Data, samples: Sequence[Sample], anchor: 
     series = charts.series_of(target)
     title = title_of(model, target)
     full = target["full"]
-    metric = target["name"].partition(" ")[2] or target["name"]
+    metric = (target["name"].partition(" ")[2] or target["name"]).replace("_", " ")
+    brief = is_agreement(target)
     basis = (
         f"Intervals are 95 %, over {target['images']} resampled images, the same for all runs: "
         "differences are paired."
@@ -111,7 +117,12 @@ def target_section(model: str, target: Data, samples: Sequence[Sample], anchor: 
         else f"Derived figures have no interval: {target['why_no_samples']}."
     )
     parts = [f'<h2 id="{anchor}">{escape(title)}</h2>']
-    if full is not None:
+    if brief:
+        parts.append(
+            f'<p class="lead">{escape(metric)}: how far a run answers, or ranks, as full precision '
+            f"does, right or wrong; 100 is full agreement. {escape(basis)}</p>"
+        )
+    elif full is not None:
         whole = f"full precision {estimate(full)}"
         parts.append(f'<p class="lead">{escape(metric)}: {whole}. {escape(basis)}</p>')
     else:
@@ -126,7 +137,8 @@ def target_section(model: str, target: Data, samples: Sequence[Sample], anchor: 
             "Points are runs; the line joins those that no smaller run beats, dashes are full "
             "precision. The best of many runs is the luckiest, too: read fronts with the intervals "
             "of the table below.",
-            _charts(charts.pareto(target, series), series) + _bins(target),
+            _charts(charts.pareto(target, series, fronts_only=brief), series)
+            + ("" if brief else _bins(target)),
         ),
         (
             "One component at a time",
@@ -141,7 +153,7 @@ def target_section(model: str, target: Data, samples: Sequence[Sample], anchor: 
         (
             "All at one width, one component spared",
             "What giving one component back to full precision recovers, and its share of the loss.",
-            _spared(target),
+            "" if brief else _spared(target),
         ),
         (
             "Importance by range of widths",
@@ -377,7 +389,9 @@ def _importance(target: Data) -> str:
         return ""
     heads = ["grid, range", "cells", "deviation", "noise", "shares, %", "Shapley, %", "how"]
     inner = table(heads, rows)
-    return f"<details><summary>All shares</summary>{inner}</details>"
+    # Where nothing could be drawn the table is all there is.
+    drawn = any(part["kind"] != "refused" for g in target["grids"] for part in g["importance"])
+    return f"<details{'' if drawn else ' open'}><summary>All shares</summary>{inner}</details>"
 
 
 def _interactions(target: Data) -> str:
