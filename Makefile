@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # make demo   create the environment, build, quantize and evaluate the built-in models
+# make study  the full grids of widths and methods on the built-in models; a table in out/study
 # make test   lint, types, native tests, Python tests; with nvcc the CUDA kernels on the interpreter
 # make emoji  fetch emoji from the npm registry and make a retrieval set of them
 # make test-gpu   the CUDA tests on this machine's GPU, with their times
@@ -22,11 +23,15 @@ NATIVE_FLAGS = -S . -G Ninja -DMMQ_PYTHON=OFF -DMMQ_TESTS=ON
 export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test test-gpu env build lint types native sanitize unit bench bench-plot emoji allocate-table \
-  wheel wheel-check lines clean
+.PHONY: demo study test test-gpu env build lint types native sanitize unit bench bench-plot eval-table \
+  allocate-table emoji wheel wheel-check lines clean
 
 demo: build
 	$(BIN)/mmq demo --out $(OUT)/demo
+
+# Goes on where it was stopped; what is done is not done again.
+study: build
+	$(BIN)/mmq sweep tiny-study --out $(OUT)/study --workers $(or $(WORKERS),2) --threads 1
 
 test: lint types native unit lines
 
@@ -88,6 +93,10 @@ emoji: env
 	mkdir -p $(OUT)/emoji-packages
 	cd $(OUT)/emoji-packages && npm pack --silent $(EMOJI_PACKAGES)
 	$(BIN)/python -m mmq_evals.data.emoji $(OUT)/emoji-packages $(OUT)/emoji
+
+# The tiny models at full precision, 4 and 3 bits: intervals, flips, paired tests and KL as one table.
+eval-table: build
+	$(BIN)/python tests/quant_table.py --out $(OUT)/eval-table
 
 # packed_gemm beside torch and other libraries, with met or short per cell. ggml is compiled for
 # this machine, which takes some minutes once.

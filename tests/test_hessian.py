@@ -6,7 +6,7 @@ import torch
 from problems import generator, layer
 
 from mmq.errors import MmqError
-from mmq.hessian import BLOCK_TOKENS, Hessian, check_hessian, rescale_hessian, stats_of
+from mmq.hessian import BLOCK_ROWS, BLOCK_TOKENS, Hessian, check_hessian, rescale_hessian, stats_of
 
 
 def exact(x: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
@@ -31,6 +31,25 @@ def test_blocks_and_calls_do_not_matter():
     for hessian in (parts, shuffled):
         assert torch.allclose(hessian.finish().double(), exact(x), rtol=1e-5, atol=1e-7)
     assert torch.allclose(parts.mean_abs(), x.abs().mean(dim=0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("k", [1, 7, BLOCK_ROWS, BLOCK_ROWS + 1, 2 * BLOCK_ROWS + 44])
+def test_block_rows_give_every_entry_and_exact_symmetry(k):
+    """|error| <= c u sum_t |x_ti x_tj| 2 / T with c = T + 2: any order of T fp32 additions."""
+    tokens = 100
+    x = torch.randn(tokens, k, generator=generator(k)) * torch.exp(
+        2 * torch.randn(k, generator=generator(k + 1))
+    )
+    found = stats_of(x).hessian
+    assert torch.equal(found, found.T)
+    bound = (tokens + 2) * 2.0**-24 * exact(x.abs())
+
+    def holds(hessian):
+        return bool(((hessian.double() - exact(x)).abs() <= bound).all())
+
+    assert holds(found)
+    found[-1, 0] += 2 * float(bound[-1, 0]) + 1e-6 * float(found[-1, 0].abs())
+    assert not holds(found)
 
 
 def test_the_sum_over_blocks_keeps_small_contributions():

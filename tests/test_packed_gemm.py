@@ -55,7 +55,7 @@ def test_awkward_shapes(isa, mode, bits):
 
 
 @every_kernel
-@pytest.mark.parametrize("m", [1, 2, 3, 4, 5, 8, 14, 65, 97])
+@pytest.mark.parametrize("m", [1, 2, 3, 4, 5, 8, 14, 45, 65, 97, 130, 580])
 def test_row_counts(isa, mode, m):
     for bits in (3, 8):
         for group_size in (32, 36):

@@ -298,3 +298,5 @@ def test_options_are_validated_and_resolve_the_automatic_order() -> None:
             GptqOptions(**bad)  # type: ignore[arg-type]
     with pytest.raises(MmqError, match=r"awq\.steps"):
         AwqOptions(steps=0)
+    with pytest.raises(MmqError, match=r"awq\.search: expected one of ranked, exhaustive, got 'x'"):
+        AwqOptions(search="x")  # type: ignore[arg-type]

@@ -87,6 +87,10 @@ def test_ranges_weights_and_incomplete_grids(tmp_path: Path) -> None:
     span = Range.parse("3-8")
     (part,) = target_of(file, ranges=[span])["grids"][0]["importance"]
     assert part["levels"] == {"vision": [3.0, 4.0, 5.0, 6.0, 8.0], "language": [3, 4, 5, 6, 8]}
+    part = target_of(file, ranges=[Range.parse("language >= 3")])["grids"][0]["importance"][0]
+    assert part["cells"] == 42
+    assert part["levels"]["vision"] == [2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 16.0]
+    assert part["levels"]["language"] == [3.0, 4.0, 5.0, 6.0, 8.0, 16.0]
     even = target_of(file, ranges=[Range.parse(">=3")])["grids"][0]["importance"][0]
     weights = {2.0: 0.0, 3.0: 1.0, 4.0: 1.0, 5.0: 1.0, 6.0: 1.0, 8.0: 1.0, 16.0: 1.0}
     grid = target_of(file, ranges=[Range.parse("all")], weights=weights)["grids"][0]
@@ -94,7 +98,7 @@ def test_ranges_weights_and_incomplete_grids(tmp_path: Path) -> None:
     with pytest.raises(EvalError, match="level weights: none for 3, 4"):
         target_of(file, weights={2.0: 1.0})
     for text in ("3", "8-3", ">3", "x"):
-        with pytest.raises(EvalError, match="range: expected all, >=3 or 3-8"):
+        with pytest.raises(EvalError, match="range: expected all, >=3, 3-8 or language>=3"):
             Range.parse(text)
     (refused,) = target_of(file, ranges=[Range.parse("9-12")])["grids"][0]["importance"]
     assert refused["reason"] == "no level of vision, language in this range"
@@ -128,6 +132,18 @@ def test_the_complete_part_of_a_grid_is_used(tmp_path: Path) -> None:
     assert {row["spared"] for row in grid["leave_one_full"]} == {"vision", "language"}
 
 
+def test_a_factor_that_never_varies_is_left_out(tmp_path: Path) -> None:
+    names = ("vision", "connector", "language")
+    score = additive({"vision": 0.2, "connector": 0.1, "language": 0.4})
+    levels = {"vision": (3, 4, 16), "connector": (16,), "language": (3, 4, 16)}
+    rows = factorial(score, names=names, levels=levels)
+    (grid,) = target_of(write_jsonl(tmp_path / "t.jsonl", rows))["grids"]
+    assert grid["warnings"] == []
+    part = grid["importance"][0]
+    assert (part["kind"], part["cells"], part["fixed"]) == ("exact", 9, ["connector"])
+    assert list(shares(part)) == ["vision", "language", "vision x language"]
+
+
 def test_tables_of_effects_are_the_cells(tmp_path: Path) -> None:
     rows = factorial(additive({"vision": 0.2, "language": 0.4}))
     found = target_of(write_jsonl(tmp_path / "t.jsonl", rows))
@@ -147,9 +163,11 @@ def test_tables_of_effects_are_the_cells(tmp_path: Path) -> None:
     top = max(inside, key=lambda row: row[TARGET])
     assert best[4.5]["run"] == top["run_id"]
     assert best[4.5]["runs"] == len(inside)
+    assert best[4.5]["behind"] is None
     reached = {row["goal"]: row for row in grid["reaching"]}
     enough = [r for r in rows if r[TARGET] >= 0.95 * 0.9 and r["method"] != "none"]
     assert reached[0.95]["bpw"] == min(row["bpw_model"] for row in enough)
+    assert reached[0.95]["certain"] is None  # there is no interval
     sizes = [found["points"][index]["bpw"] for index in found["front"]]
     scores = [found["points"][index]["score"] for index in found["front"]]
     assert sizes == sorted(sizes)
@@ -170,6 +188,9 @@ def test_interactions_have_paired_intervals(tmp_path: Path) -> None:
     study_tables.with_samples(tmp_path, factorial(superadditive, levels=(3, 4, 8, 16)), images=200)
     found = target_of(tmp_path)
     assert (found["images"], found["why_no_samples"]) == (200, "")
+    # 0.9 is full precision. A loss of 0.03 is within 5 % of it; its interval is not.
+    reached = {row["goal"]: row for row in found["grids"][0]["reaching"]}
+    assert reached[0.95]["certain"] > reached[0.95]["bpw"]
     (pair,) = found["grids"][0]["interactions"]
     by_cell = {tuple(cell["bits"]): cell for cell in pair["cells"]}
     assert by_cell[3.0, 3.0]["low"] > 0.05
@@ -267,3 +288,35 @@ def test_the_command_prints_everything(tmp_path: Path, capsys: pytest.CaptureFix
     assert "level weights: expected 2:0,3:1" in capsys.readouterr().err
     assert main(["analyze", str(file), "--resamples", "0"]) == 2
     assert main(["analyze", str(file), "--out", str(tmp_path / "no" / "a.json")]) == 2
+
+
+def test_agreement_is_a_target_with_intervals(tmp_path: Path) -> None:
+    """The answers of a run with its own rows agree with themselves; flips count against it."""
+    rows = factorial(additive({"vision": 0.3, "language": 0.6}), levels=(3, 4, 16))
+    file = study_tables.with_samples(tmp_path, rows)
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    full = next(record for record in records if record["method"] == "none")
+    for record in records:
+        if record is not full:
+            # Every wrong answer is the same one, so that answers flip where scores do.
+            record["agreement.vqa.flipped_answers"] = full[TARGET] - record[TARGET]
+    write_jsonl(file, records)
+    score, same = analyze(file)["models"][0]["targets"]
+    assert [score["name"], same["name"]] == ["vqa accuracy_always", "vqa same_answers"]
+    assert same["full"]["value"] == 1.0
+    assert same["images"] == 60
+    one, two = (
+        {
+            (row["factor"], row["bits"]): row["difference"]
+            for row in target["grids"][0]["dose_response"]
+        }
+        for target in (score, same)
+    )
+    assert one.keys() == two.keys()
+    for key, change in one.items():
+        assert two[key]["value"] == pytest.approx(change["value"])
+        assert two[key]["low"] == pytest.approx(change["low"])
+    place = tmp_path / "runs" / "gptq-3-4" / "vqa.jsonl"
+    place.write_text("".join(place.read_text().splitlines(keepends=True)[1:]))
+    with pytest.raises(EvalError, match="in one only: "):
+        analyze(file, Options(scores=["agreement.vqa.same_answers"]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -24,8 +25,9 @@ from mmq_evals.errors import EvalError
 from mmq_evals.run import evaluate
 from mmq_evals.study.bench import scores_of
 from mmq_evals.study.grid import parse_study
-from mmq_evals.study.runs import load_model, plan_study
+from mmq_evals.study.runs import load_model, plan_study, write_plan
 from mmq_evals.study.store import Store
+from mmq_evals.study.sweep import work
 
 SETTINGS: dict[str, Any] = {"group_size": 8, "zero": "integer", "clip": "none"}
 
@@ -201,6 +203,46 @@ def test_two_processes_share_a_folder_and_a_killed_one_is_made_up_for(
     expected = without_times(table(tmp_path / "alone"))
     assert without_times(rows) == expected
     assert len(rows) == 12
+
+
+def test_kills_anywhere_lose_the_run_in_hand_at_most(folder: Path, tmp_path: Path) -> None:
+    axes = {"method": ["rtn"], "vision": [3, 16], "language": [2, 3, 16]}
+    planned = plan_study(parse_study(study_of(folder, **axes)))
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "out").mkdir()
+    assert work(write_plan(planned, tmp_path / "alone")) == len(planned.runs) == 6
+    plan_file = write_plan(planned, tmp_path / "out")
+    results = tmp_path / "out" / "results.jsonl"
+    rng = random.Random(0)
+    done: set[str] = set()
+    kills = 0
+    while len(done) < len(planned.runs):
+        child = os.fork()
+        if child == 0:
+            work(plan_file)
+            os._exit(0)
+        time.sleep(rng.uniform(0.0, 1.5) + 0.5 * (kills // 10))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        kills += 1
+        content = results.read_bytes() if results.exists() else b""
+        found = {json.loads(line)["run_id"] for line in content.split(b"\n")[:-1]}
+        assert found >= done
+        done = found
+    assert kills > 1
+    assert without_times(table(tmp_path / "out")) == without_times(table(tmp_path / "alone"))
+
+
+@pytest.mark.skipif("MMQ_TEST_RAY" not in os.environ, reason="MMQ_TEST_RAY=1 starts a cluster")
+def test_two_ray_workers_give_the_table_of_one_process(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    axes = {"method": ["rtn", "awq"], "vision": [3, 4, 16], "language": [3, 16]}
+    study = write(study_of(folder, **axes), tmp_path / "grid.yaml")
+    assert sweep(study, tmp_path / "one") == 0
+    assert sweep(study, tmp_path / "ray", "--ray", "local", "--workers", "2") == 0
+    ours, theirs = table(tmp_path / "ray"), table(tmp_path / "one")
+    assert without_times(ours) == without_times(theirs)
+    assert len(ours) == 11
 
 
 def test_claims_exclude_other_processes(tmp_path: Path) -> None:

@@ -5,10 +5,9 @@
 //   for each block of kTokens rows of the factor (packed once, shared by all candidates):
 //     for each task = (candidate, kBlockRows rows of w), in parallel:
 //       grids of the task's groups                                one pass over w
-//       for each kDepth columns: D = w - Q(w s) / s, packed       bit for bit as
-//       awq_errors_scalar.cpp
-//                                y += D . factor^T                6 x 16 microkernel, y stays in
-//                                L2/L3
+//       for each kDepth columns where the block of the factor is not zero:
+//         D = w - Q(w s) / s, packed      bit for bit as awq_errors_scalar.cpp
+//         y += D . factor^T               6 x 16 microkernel, y stays in L2/L3
 //       partial[task] = sum of y^2 in double
 //
 // A D value is used kTokens times, so quantization costs about 2 % and the rate is the
@@ -75,14 +74,17 @@ Span pack_panel(const float* factor, int64_t k, int64_t rows, float* panel) {
   return span;
 }
 
-// The grids of all groups of one row of w * s.
-void row_grids(const AwqErrorsArgs& a, const float* w, const float* s, float* scaled, float* scales,
-               float* zeros) {
-  int64_t j = 0;
-  for (; j + 8 <= a.k; j += 8)
+// The grids of the groups of one row of w * s that have columns below `last`, from column `begin`
+// on, where a group begins.
+void row_grids(const AwqErrorsArgs& a, const float* w, const float* s, int64_t begin, int64_t last,
+               float* scaled, float* scales, float* zeros) {
+  const int64_t end = ceil_div(last, a.group_size) * a.group_size;
+  const int64_t stop = end < a.k ? end : a.k;
+  int64_t j = begin;
+  for (; j + 8 <= stop; j += 8)
     _mm256_storeu_ps(scaled + j, _mm256_mul_ps(_mm256_loadu_ps(w + j), _mm256_loadu_ps(s + j)));
-  for (; j < a.k; ++j) scaled[j] = w[j] * s[j];
-  for (int64_t first = 0, g = 0; first < a.k; first += a.group_size, ++g) {
+  for (; j < stop; ++j) scaled[j] = w[j] * s[j];
+  for (int64_t first = begin, g = begin / a.group_size; first < stop; first += a.group_size, ++g) {
     const int64_t count = a.group_size < a.k - first ? a.group_size : a.k - first;
     const Range range = range_of_avx2(scaled + first, count);
     const GroupGrid grid = make_grid(range.low, range.high, a.bits, a.kind, a.scale_type);
@@ -194,6 +196,7 @@ struct Factor {
   const float* panels;  // [count][k][kTileN]
   const Span* spans;    // [count]
   int64_t count;
+  Span columns;  // all spans together
 };
 
 // || (w - Q(w * s) / s) . factor^T ||_F^2 for `rows` <= kBlockRows rows of w.
@@ -203,10 +206,12 @@ double block_error(const AwqErrorsArgs& a, const float* w, int64_t rows, const f
   const int64_t groups = group_count(a.k, a.group_size);
   const int64_t tiles = ceil_div(rows, kTileM);
   const int64_t y_size = factor.count * tiles * kTileM * kTileN;
+  const int64_t begin = factor.columns.first / kDepth * kDepth;
   for (int64_t r = 0; r < rows; ++r)
-    row_grids(a, w + r * a.k, s, work.scaled, work.scales + r * groups, work.zeros + r * groups);
+    row_grids(a, w + r * a.k, s, begin / a.group_size * a.group_size, factor.columns.last,
+              work.scaled, work.scales + r * groups, work.zeros + r * groups);
   for (int64_t i = 0; i < y_size; i += 8) _mm256_store_ps(work.y + i, _mm256_setzero_ps());
-  for (int64_t first = 0; first < a.k; first += kDepth) {
+  for (int64_t first = begin; first < factor.columns.last; first += kDepth) {
     const int64_t width = kDepth < a.k - first ? kDepth : a.k - first;
     for (int64_t t = 0; t < tiles; ++t) {
       for (int64_t r = t * kTileM; r < (t + 1) * kTileM; ++r) {
@@ -251,12 +256,16 @@ void awq_errors(const AwqErrorsArgs& a) {
   float* panels = packed.take(most_panels * a.k * kTileN);
   for (int64_t token = 0; token < a.rows; token += kTokens) {
     const int64_t tokens = std::min(kTokens, a.rows - token);
-    const Factor factor{panels, spans.data(), ceil_div(tokens, kTileN)};
+    Factor factor{panels, spans.data(), ceil_div(tokens, kTileN), {a.k, 0}};
     parallel_for(factor.count, 1, [&](int64_t begin, int64_t end) {
       for (int64_t p = begin; p < end; ++p)
         spans[p] = pack_panel(a.factor + (token + p * kTileN) * a.k, a.k, tokens - p * kTileN,
                               panels + p * a.k * kTileN);
     });
+    for (int64_t p = 0; p < factor.count; ++p) {
+      factor.columns.first = std::min(factor.columns.first, spans[p].first);
+      factor.columns.last = std::max(factor.columns.last, spans[p].last);
+    }
     parallel_for(a.count * blocks, 1, [&](int64_t begin, int64_t end) {
       const int64_t grids = kBlockRows * groups;
       const int64_t d_size = kTileM * kDepth;

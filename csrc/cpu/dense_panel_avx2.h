@@ -1,14 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the exact mode of packed_gemm needs around a panel kernel: weights dequantized to fp32, rows
-// of activations side by side, sums added to y. A header of the AVX2 and AVX-512 files only.
+// The exact mode of packed_gemm for many rows, but for the instruction set: a panel of weights is
+// dequantized into the cache and multiplied by a register-blocked kernel.
+//
+//   panel  [column][outputs of a strip]       kPanelFloats, dequantized once for all rows of a task
+//   x      [row block][column][row]           packed once per call
+//   sums   [strip][row][outputs of a strip]   of one task; y is written once, at the end: its rows
+//                                             lie in few sets of the cache
+//
+// A header of the AVX2 and AVX-512 files only.
 #pragma once
 
 #if defined(__x86_64__)
+
+#include <cstring>
 
 #include "cpu/kernels.h"
 #include "cpu/layout.h"
 #include "cpu/packed_gemm_avx2.h"
 #include "cpu/parallel.h"
+#include "cpu/scratch.h"
 #include "cpu/target_avx2.h"
 
 MMQ_AVX2_BEGIN
@@ -16,92 +26,180 @@ MMQ_AVX2_BEGIN
 namespace mmq::cpu::avx2 {
 namespace {
 
-// Measured: from so many rows on a panel wins (Zen 3, 2 threads, 4096x4096, 4 bits).
-constexpr int64_t kPanelFromRows = 12;
+// A panel takes half of an L1 cache of 32 KB.
+constexpr int64_t kPanelFloats = 4096;
+// Outputs of a task. Measured: more of them share the activations of many rows in L2, fewer keep
+// the sums of few rows in L1 (Zen 4, 4096x4096).
+constexpr int64_t kChunkTiles = 8;
+constexpr int64_t kFewChunkTiles = 4;
+constexpr int64_t kFewChunkRows = 128;
+// Rows of a task: their sums take 144 KB.
+constexpr int64_t kChunkRows = 576;
 
-// Whether decoding in registers serves the product, instead of a panel.
-inline bool takes_few_rows(const PackedGemmArgs& a) {
-  const bool whole_blocks = a.group_size % kBlockCols == 0 || a.group_size >= a.k;
-  return a.k == 0 || (whole_blocks && a.m < kPanelFromRows);
-}
+// One call of a panel kernel: sums (+)= x . panel over `depth` columns.
+struct PanelOperands {
+  const float* x;
+  const float* panel;
+  int64_t depth;
+  float* sums;
+  bool begin;  // sums are written, not added to
+};
 
-// Stores the 8 weights whose codes are the low bytes of the dwords.
-inline void store_weights(__m256i dwords, const Grid& grid, float* out) {
-  const __m256i codes = _mm256_and_si256(dwords, _mm256_set1_epi32(0xff));
-  _mm256_store_ps(out, _mm256_fmadd_ps(_mm256_cvtepi32_ps(codes), grid.scale, grid.minimum));
-}
-
-// Columns [begin, end) of a tile to fp32: 8 rows at panel + (k - begin) * kStride. begin is a
-// multiple of a block.
-template <int kBits, int kStride>
-void dequantize(const PackedGemmArgs& a, int64_t tile, int64_t begin, int64_t end, float* panel) {
-  const TileAffine affine = tile_affine(a, tile);
-  const uint8_t* block =
-      a.tiles + tile * tile_bytes(a.k, kBits) + begin / kBlockCols * block_bytes(kBits);
-  alignas(32) uint8_t codes[kBlockCodes];
-  int64_t group = begin / a.group_size, group_end = group * a.group_size;
-  Grid grid = {};
-  for (int64_t k = begin; k < end; block += block_bytes(kBits)) {
-    __m256i quads[kBlockQuads];
-    decode_block<kBits>(block, quads);
+// Columns [begin, end) of a block in which a group ends: 8 rows at panel + (k - begin) * stride.
+template <int kBits>
+void dequantize_mixed_block(const uint8_t* block, const TileAffine& affine, int64_t group_size,
+                            int64_t begin, int64_t end, float* panel, int64_t stride) {
+  __m256i quads[kBlockQuads];
+  decode_block<kBits>(block, quads);
+  alignas(32) uint8_t bytes[kBlockCodes];
 #pragma GCC unroll 8
-    for (int quad = 0; quad < kBlockQuads; ++quad)
-      _mm256_store_si256(reinterpret_cast<__m256i*>(codes + quad * kQuadBytes), quads[quad]);
-    const int64_t block_begin = k, block_end = smaller(k + kBlockCols, end);
-    while (k < block_end) {
+  for (int quad = 0; quad < kBlockQuads; ++quad)
+    _mm256_store_si256(reinterpret_cast<__m256i*>(bytes + quad * kQuadBytes), quads[quad]);
+  for (int64_t k = begin; k < end; ++k, panel += stride) {
+    const Grid grid = load_grid(affine, k / group_size);
+    const __m128i shift = _mm_cvtsi32_si128(static_cast<int>(8 * (k % kQuadCols)));
+    const __m256i quad = load_vector(bytes + (k - begin) / kQuadCols * kQuadBytes);
+    const __m256i codes = _mm256_and_si256(_mm256_srl_epi32(quad, shift), _mm256_set1_epi32(0xff));
+    _mm256_store_ps(panel, _mm256_fmadd_ps(_mm256_cvtepi32_ps(codes), grid.scale, grid.minimum));
+  }
+}
+
+// Columns [begin, end) of a strip to panel[k - begin][outputs]; begin is a multiple of a block.
+// Outputs of tiles that do not exist are zero.
+template <class Panel, int kBits>
+void dequantize(const PackedGemmArgs& a, int64_t tile, int64_t begin, int64_t end, float* panel) {
+  constexpr int64_t kStride = Panel::kTiles * kTileRows;
+  const int64_t tiles = tile_count(a.n);
+  if (tile + Panel::kTiles > tiles)
+    std::memset(panel, 0, static_cast<size_t>((end - begin) * kStride) * sizeof(float));
+  const int64_t last_tile = smaller(tile + Panel::kTiles, tiles);
+  for (; tile < last_tile; tile += Panel::kVectorTiles, panel += Panel::kVectorTiles * kTileRows) {
+    const int64_t neighbours = smaller(Panel::kVectorTiles, last_tile - tile) - 1;
+    const int64_t block_stride = neighbours * tile_bytes(a.k, kBits);
+    const uint8_t* block =
+        a.tiles + tile * tile_bytes(a.k, kBits) + begin / kBlockCols * block_bytes(kBits);
+    const TileAffine affine[] = {tile_affine(a, tile), tile_affine(a, tile + neighbours)};
+    int64_t group = begin / a.group_size, group_end = (group + 1) * a.group_size;
+    for (int64_t k = begin; k < end; k += kBlockCols, block += block_bytes(kBits)) {
+      float* out = panel + (k - begin) * kStride;
       if (k >= group_end) {
         group = k / a.group_size;
         group_end = (group + 1) * a.group_size;
-        grid = load_grid(affine, group);
       }
-      const int64_t stop = smaller(group_end, block_end);
-      while (k < stop) {
-        const int64_t at = k - block_begin;
-        const __m256i quad = load_vector(codes + at / kQuadCols * kQuadBytes);
-        float* out = panel + (k - begin) * kStride;
-        if (at % kQuadCols == 0 && k + kQuadCols <= stop) {
-          store_weights(quad, grid, out);
-          store_weights(_mm256_srli_epi32(quad, 8), grid, out + kStride);
-          store_weights(_mm256_srli_epi32(quad, 16), grid, out + 2 * kStride);
-          store_weights(_mm256_srli_epi32(quad, 24), grid, out + 3 * kStride);
-          k += kQuadCols;
-        } else {
-          const __m128i shift = _mm_cvtsi32_si128(static_cast<int>(8 * (at % kQuadCols)));
-          store_weights(_mm256_srl_epi32(quad, shift), grid, out);
-          ++k;
-        }
+      if (smaller(group_end, end) - k >= kBlockCols) {
+        Panel::template dequantize_block<kBits>(block, block_stride, affine, group, out);
+        continue;
       }
+      for (int64_t i = 0; i <= neighbours; ++i)
+        dequantize_mixed_block<kBits>(block + i * block_stride, affine[i], a.group_size, k,
+                                      smaller(k + kBlockCols, end), out + i * kTileRows, kStride);
     }
   }
 }
 
-// Copies x to [row block][k][row].
-void pack_rows(const PackedGemmArgs& a, const RowBlocks& rows, float* packed) {
+// Copies x to [row block][k][row], a cache line of a row at a time: lines of rows whose length is a
+// power of two would drive each other out.
+inline void pack_rows(const PackedGemmArgs& a, const RowBlocks& rows, float* packed) {
+  constexpr int64_t kLineCols = 16;
+  const auto pack_line = [](const float* from, int64_t cols, float* to, int64_t stride) {
+    for (int64_t j = 0; j < cols; ++j) to[j * stride] = from[j];
+  };
   parallel_for(rows.count, 1 + kMinTaskMacs * rows.count / (a.m * a.k + 1),
                [&](int64_t begin, int64_t end) {
                  for (int64_t block = begin; block < end; ++block) {
                    const int64_t first = rows.begin(block), count = rows.rows(block);
                    const float* from = a.x + first * a.k;
                    float* to = packed + first * a.k;
-                   for (int64_t j = 0; j < a.k; ++j)
-                     for (int64_t row = 0; row < count; ++row) *to++ = from[row * a.k + j];
+                   for (int64_t k = 0; k < a.k; k += kLineCols)
+                     for (int64_t row = 0; row < count; ++row)
+                       pack_line(from + row * a.k + k, smaller(kLineCols, a.k - k),
+                                 to + k * count + row, count);
                  }
                });
 }
 
-// Adds the sums of one kernel call to y, or begins y with them and the bias.
-inline void accumulate(const PackedGemmArgs& a, int64_t row, int64_t tile, __m256 sums,
-                       bool begin) {
-  if (begin) return store_outputs(a, row, tile, sums);
-  const int64_t first = tile * kTileRows;
-  float* y = a.y + row * a.n + first;
-  if (first + kTileRows <= a.n) {
-    _mm256_storeu_ps(y, _mm256_add_ps(_mm256_loadu_ps(y), sums));
-    return;
+// Measured: into L2, since the panel fills L1.
+inline void prefetch(const void* from, int64_t bytes) {
+  const char* at = static_cast<const char*>(from);
+  for (int64_t i = 0; i < bytes; i += 64) _mm_prefetch(at + i, _MM_HINT_T1);
+}
+
+// Asks for the operands of the next dequantize, while a panel is multiplied.
+template <int kBits>
+inline void prefetch_columns(const PackedGemmArgs& a, int64_t tile, int64_t last_tile,
+                             int64_t begin, int64_t end) {
+  if (begin >= end) return;
+  const int64_t group = begin / a.group_size, last_group = ceil_div(end, a.group_size);
+  const int64_t block = begin / kBlockCols, last_block = ceil_div(end, kBlockCols);
+  for (; tile < smaller(last_tile, tile_count(a.n)); ++tile) {
+    prefetch(a.tiles + tile * tile_bytes(a.k, kBits) + block * block_bytes(kBits),
+             (last_block - block) * block_bytes(kBits));
+    prefetch(tile_affine(a, tile).data + group * affine_bytes(a.affine_kind),
+             (last_group - group) * affine_bytes(a.affine_kind));
   }
-  alignas(32) float lanes[kTileRows];
-  _mm256_store_ps(lanes, sums);
-  for (int64_t i = 0; first + i < a.n; ++i) y[i] += lanes[i];
+}
+
+// Row blocks [begin, end) times strips [first, last). Panel has kRows, kTiles (of a strip),
+// kVectorTiles, multiply(rows, operands) and dequantize_block<kBits>(block, bytes to the next
+// tile's, affine of each tile, group, to).
+template <class Panel, int kBits>
+void multiply_chunk(const PackedGemmArgs& a, const RowBlocks& rows, const float* x, int64_t begin,
+                    int64_t end, int64_t first, int64_t last) {
+  constexpr int64_t kCols = Panel::kTiles * kTileRows, kDepth = kPanelFloats / kCols;
+  static_assert(kDepth <= kChainCols && kDepth % kBlockCols == 0, "the error bound, whole blocks");
+  const int64_t first_row = rows.begin(begin), row_count = rows.begin(end) - first_row;
+  Scratch scratch(kPanelFloats + (last - first) * row_count * kCols);
+  float* panel = scratch.take(kPanelFloats);
+  float* sums = scratch.take((last - first) * row_count * kCols);
+  for (int64_t k = 0; k < a.k; k += kDepth) {
+    const int64_t depth = smaller(kDepth, a.k - k);
+    for (int64_t strip = first; strip < last; ++strip) {
+      const int64_t tile = strip * Panel::kTiles;
+      dequantize<Panel, kBits>(a, tile, k, k + depth, panel);
+      prefetch_columns<kBits>(a, tile, tile + Panel::kTiles, k + kDepth,
+                              smaller(k + 2 * kDepth, a.k));
+      float* strip_sums = sums + (strip - first) * row_count * kCols;
+      for (int64_t block = begin; block < end; ++block) {
+        const int64_t row = rows.begin(block), count = rows.rows(block);
+        Panel::multiply(count, {x + row * a.k + k * count, panel, depth,
+                                strip_sums + (row - first_row) * kCols, k == 0});
+      }
+    }
+  }
+  const int64_t tiles = smaller(last * Panel::kTiles, tile_count(a.n));
+  for (int64_t row = 0; row < row_count; ++row)
+    for (int64_t tile = first * Panel::kTiles; tile < tiles; ++tile) {
+      const int64_t at = tile - first * Panel::kTiles;
+      const float* from =
+          sums + (at / Panel::kTiles * row_count + row) * kCols + at % Panel::kTiles * kTileRows;
+      store_outputs(a, first_row + row, tile, _mm256_load_ps(from));
+    }
+}
+
+template <class Panel, int kBits>
+void multiply_many_rows(const PackedGemmArgs& a) {
+  const RowBlocks rows(a.m, Panel::kRows);
+  Scratch packed(a.m * a.k);
+  float* x = packed.take(a.m * a.k);
+  pack_rows(a, rows, x);
+  const int64_t strips = ceil_div(tile_count(a.n), Panel::kTiles);
+  const int64_t row_chunks = ceil_div(a.m, kChunkRows);
+  // Several tasks per thread even out their ends.
+  const int64_t share = ceil_div(strips * row_chunks, int64_t{4} * max_threads());
+  const int64_t most_tiles = a.m > kFewChunkRows ? kChunkTiles : kFewChunkTiles;
+  const int64_t chunk_strips = larger(1, smaller(share, most_tiles / Panel::kTiles));
+  const int64_t strip_chunks = ceil_div(strips, chunk_strips);
+  const int64_t task_macs = a.m / row_chunks * chunk_strips * Panel::kTiles * kTileRows * a.k;
+  parallel_for(row_chunks * strip_chunks, ceil_div(kMinTaskMacs, task_macs + 1),
+               [&](int64_t task, int64_t task_end) {
+                 for (; task < task_end; ++task) {
+                   const int64_t row_chunk = task / strip_chunks;
+                   const int64_t strip = task % strip_chunks * chunk_strips;
+                   multiply_chunk<Panel, kBits>(a, rows, x, row_chunk * rows.count / row_chunks,
+                                                (row_chunk + 1) * rows.count / row_chunks, strip,
+                                                smaller(strip + chunk_strips, strips));
+                 }
+               });
 }
 
 }  // namespace

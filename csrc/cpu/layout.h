@@ -69,9 +69,8 @@ constexpr void for_each_plane(int bits, Visit visit) {
   }
 }
 
-// One block to bytes, codes[quad][row][4], and back.
+// One block to bytes, codes[quad][row][4].
 void unpack_block(const uint8_t* block, int bits, uint8_t* codes);
-void pack_block(const uint8_t* codes, int bits, uint8_t* block);
 
 // Canonical stream [n, row_words(k, bits)] to tiles of tiles_bytes(n, k, bits) bytes, and back.
 void repack(const uint32_t* words, int64_t n, int64_t k, int bits, uint8_t* tiles);

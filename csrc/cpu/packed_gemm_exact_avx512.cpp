@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// packed_gemm with fp32 activations and many rows on AVX-512: a panel of weights is dequantized
-// into the L2 cache, [k][16 rows] per pair of tiles, and multiplied 12 rows of x by 2 pairs = 24
-// accumulators. Few rows, bound by memory, run on AVX2.
+// packed_gemm with fp32 activations on AVX-512; see few_rows_avx2.h and dense_panel_avx2.h for the
+// two ways. Few rows: 16 outputs, decoded in registers, by up to 8 rows. Many rows: 12 rows by 32
+// outputs = 24 accumulators.
 #if defined(__x86_64__)
 
 #include "cpu/dense_panel_avx2.h"
+#include "cpu/few_rows_avx2.h"
 #include "cpu/kernels.h"
 #include "cpu/layout.h"
 #include "cpu/packed_gemm_avx512.h"
-#include "cpu/parallel.h"
-#include "cpu/scratch.h"
 #include "cpu/target_avx512.h"
 
 MMQ_AVX512_BEGIN
@@ -17,107 +16,166 @@ MMQ_AVX512_BEGIN
 namespace mmq::cpu::avx512 {
 namespace {
 
-constexpr int kRowsAtOnce = 12;
-constexpr int kPanelVectors = 2;
-// A pair of vectors over kChainCols columns takes 32 KB, a chunk of them 128 KB and a chunk of rows
-// 120 KB, together half of a 512 KB L2 cache.
-constexpr int64_t kChunkPairs = 8;
-constexpr int64_t kChunkRowBlocks = 10;
-constexpr int64_t kStride = kChainCols * kVectorRows;  // floats of a pair of tiles
+// Measured: from so many rows on a panel is no slower (Zen 4, 2 threads, 4096x4096), and on
+// processors that convert where they multiply it leaves the multiplier more cycles.
+constexpr int64_t kPanelFromRows = 128;
 
-struct PanelOperands {
-  const float* x;
-  const float* panel;
-  int64_t depth;
+// --- few rows ---
+
+// The vectors that hold the fields of one block of two tiles.
+template <int kBits>
+inline void load_fields(const uint8_t* block, int64_t stride, __m512i* vectors) {
+  if constexpr (avx2::kFieldQuads<kBits> == 1) {
+    decode_block<kBits>(block, stride, vectors);
+  } else {
+#pragma GCC unroll 8
+    for (int i = 0; i < avx2::kFieldVectors<kBits>; ++i)
+      vectors[i] = load_pair(block + i * kQuadBytes, stride);
+  }
+}
+
+template <int kBits>
+inline __m512 field_codes(__m512i vector, int position) {
+  if (avx2::is_top_field<kBits>(position))
+    return _mm512_cvtepi32_ps(_mm512_srli_epi32(vector, position));
+  return _mm512_cvtepi32_ps(
+      _mm512_and_si512(vector, _mm512_set1_epi32(max_code(kBits) << position)));
+}
+
+// sums[rows][16] = sum_groups scale * sum(code * x) + minimum * sum(x).
+template <int kBits, int kRows>
+void few_rows(const avx2::FewRowsOperands& a) {
+  // Chains of additions in flight hide the latency of the multiply-add.
+  constexpr int kChains = kRows == 1 ? 4 : kRows <= 4 ? 2 : 1;
+  constexpr int kVectors = avx2::kFieldVectors<kBits>, kQuads = avx2::kFieldQuads<kBits>;
+  const uint8_t* block = a.tile;
+  const float* x = a.x;
+  int64_t left = a.blocks;
+  __m512 out[kRows] = {};
+  for (int64_t group = 0; group < a.groups; ++group) {
+    const Grid grid = load_grid(a.affine, group);
+    for (int64_t todo = smaller(a.group_blocks, left); todo > 0;) {
+      const int64_t count = smaller(todo, avx2::kChainBlocks);
+      todo -= count;
+      left -= count;
+      __m512 sums[kRows][kChains] = {};
+      for (int64_t i = 0; i < count; ++i) {
+        __m512i vectors[kVectors];
+        avx2::prefetch_codes(a, block, block_bytes(kBits));
+        load_fields<kBits>(block, a.tile_stride, vectors);
+#pragma GCC unroll 8
+        for (int quad = 0; quad < kBlockQuads; ++quad) {
+#pragma GCC unroll 4
+          for (int lane = 0; lane < kQuadCols; ++lane) {
+            const __m512 codes =
+                field_codes<kBits>(vectors[quad / kQuads], avx2::field_position<kBits>(quad, lane));
+            const float* x_col = x + (quad * kQuadCols + lane) * kRows;
+#pragma GCC unroll 8
+            for (int row = 0; row < kRows; ++row) {
+              __m512& sum = sums[row][lane % kChains];
+              sum = _mm512_fmadd_ps(codes, _mm512_set1_ps(x_col[row]), sum);
+            }
+          }
+        }
+        block += block_bytes(kBits);
+        x += kBlockCols * kRows;
+      }
+#pragma GCC unroll 8
+      for (int row = 0; row < kRows; ++row) {
+#pragma GCC unroll 4
+        for (int chain = 1; chain < kChains; ++chain)
+          sums[row][0] = _mm512_add_ps(sums[row][0], sums[row][chain]);
+        out[row] = _mm512_fmadd_ps(sums[row][0], grid.scale, out[row]);
+      }
+    }
+#pragma GCC unroll 8
+    for (int row = 0; row < kRows; ++row)
+      out[row] =
+          _mm512_fmadd_ps(_mm512_set1_ps(a.x_sums[group * kRows + row]), grid.minimum, out[row]);
+  }
+#pragma GCC unroll 8
+  for (int row = 0; row < kRows; ++row) _mm512_store_ps(a.sums + row * kVectorRows, out[row]);
+}
+
+struct FewRows {
+  static constexpr int kRows = 8;
+
+  template <int kBits>
+  static void multiply(int64_t rows, const avx2::FewRowsOperands& operands) {
+    static constexpr void (*kKernels[kRows])(const avx2::FewRowsOperands&) = {
+        few_rows<kBits, 1>, few_rows<kBits, 2>, few_rows<kBits, 3>, few_rows<kBits, 4>,
+        few_rows<kBits, 5>, few_rows<kBits, 6>, few_rows<kBits, 7>, few_rows<kBits, 8>};
+    kKernels[rows - 1](operands);
+  }
 };
 
-// out[rows][vectors] = x[k][rows] . panel[vector][k][16].
-template <int kRows, int kVectors>
-void panel_kernel(const PanelOperands& a, __m512 (*out)[kPanelVectors]) {
+// --- many rows ---
+
+// sums[rows][32] (+)= x[k][rows] . panel[k][32].
+template <int kRows>
+void panel_kernel(const avx2::PanelOperands& a) {
+  constexpr int kVectors = 2;
+  constexpr int kCols = kVectors * kVectorRows;
   __m512 sums[kRows][kVectors] = {};
   const float* x = a.x;
   const float* w = a.panel;
-  for (int64_t k = 0; k < a.depth; ++k, x += kRows, w += kVectorRows) {
-    __m512 weights[kVectors];
-#pragma GCC unroll 2
-    for (int vector = 0; vector < kVectors; ++vector)
-      weights[vector] = _mm512_load_ps(w + vector * kStride);
+  for (int64_t k = 0; k < a.depth; ++k, x += kRows, w += kCols) {
+    const __m512 weights[kVectors] = {_mm512_load_ps(w), _mm512_load_ps(w + kVectorRows)};
 #pragma GCC unroll 12
     for (int row = 0; row < kRows; ++row) {
       const __m512 value = _mm512_set1_ps(x[row]);
 #pragma GCC unroll 2
-      for (int vector = 0; vector < kVectors; ++vector)
-        sums[row][vector] = _mm512_fmadd_ps(value, weights[vector], sums[row][vector]);
+      for (int i = 0; i < kVectors; ++i)
+        sums[row][i] = _mm512_fmadd_ps(value, weights[i], sums[row][i]);
     }
   }
 #pragma GCC unroll 12
-  for (int row = 0; row < kRows; ++row)
+  for (int row = 0; row < kRows; ++row) {
 #pragma GCC unroll 2
-    for (int vector = 0; vector < kVectors; ++vector) out[row][vector] = sums[row][vector];
-}
-
-using PanelKernel = void (*)(const PanelOperands&, __m512 (*)[kPanelVectors]);
-template <int kVectors>
-constexpr PanelKernel kKernels[kRowsAtOnce] = {
-    panel_kernel<1, kVectors>,  panel_kernel<2, kVectors>,  panel_kernel<3, kVectors>,
-    panel_kernel<4, kVectors>,  panel_kernel<5, kVectors>,  panel_kernel<6, kVectors>,
-    panel_kernel<7, kVectors>,  panel_kernel<8, kVectors>,  panel_kernel<9, kVectors>,
-    panel_kernel<10, kVectors>, panel_kernel<11, kVectors>, panel_kernel<12, kVectors>};
-constexpr const PanelKernel* kByVectors[kPanelVectors] = {kKernels<1>, kKernels<2>};
-
-// All rows of x times pairs of tiles [begin, end), at most kChunkPairs.
-template <int kBits>
-void multiply_chunk(const PackedGemmArgs& a, const RowBlocks& rows, const float* x, int64_t begin,
-                    int64_t end, float* panel) {
-  const int64_t tiles = tile_count(a.n);
-  for (int64_t k = 0; k < a.k; k += kChainCols) {
-    const int64_t depth = smaller(kChainCols, a.k - k);
-    for (int64_t tile = begin * kVectorTiles; tile < smaller(end * kVectorTiles, tiles); ++tile) {
-      const int64_t at = tile - begin * kVectorTiles;
-      avx2::dequantize<kBits, kVectorRows>(
-          a, tile, k, k + depth,
-          panel + at / kVectorTiles * kStride + at % kVectorTiles * kTileRows);
-    }
-    for (int64_t chunk = 0; chunk < rows.count; chunk += kChunkRowBlocks) {
-      const int64_t chunk_end = smaller(chunk + kChunkRowBlocks, rows.count);
-      for (int64_t pair = begin; pair < end; pair += kPanelVectors) {
-        const int64_t vectors = smaller(kPanelVectors, end - pair);
-        for (int64_t block = chunk; block < chunk_end; ++block) {
-          const int64_t first = rows.begin(block), count = rows.rows(block);
-          __m512 sums[kRowsAtOnce][kPanelVectors];
-          kByVectors[vectors - 1][count - 1](
-              {x + first * a.k + k * count, panel + (pair - begin) * kStride, depth}, sums);
-          for (int64_t row = 0; row < count; ++row) {
-            for (int64_t i = 0; i < vectors; ++i) {
-              const int64_t tile = (pair + i) * kVectorTiles;
-              avx2::accumulate(a, first + row, tile, _mm512_castps512_ps256(sums[row][i]), k == 0);
-              if (tile + 1 < tiles)
-                avx2::accumulate(a, first + row, tile + 1, upper_half(sums[row][i]), k == 0);
-            }
-          }
-        }
-      }
+    for (int i = 0; i < kVectors; ++i) {
+      float* to = a.sums + row * kCols + i * kVectorRows;
+      _mm512_store_ps(to, a.begin ? sums[row][i] : _mm512_add_ps(sums[row][i], _mm512_load_ps(to)));
     }
   }
 }
 
+struct Panel {
+  static constexpr int kRows = 12;
+  static constexpr int kTiles = 4;
+  static constexpr int kVectorTiles = 2;
+
+  static void multiply(int64_t rows, const avx2::PanelOperands& operands) {
+    static constexpr void (*kKernels[kRows])(const avx2::PanelOperands&) = {
+        panel_kernel<1>, panel_kernel<2>,  panel_kernel<3>,  panel_kernel<4>,
+        panel_kernel<5>, panel_kernel<6>,  panel_kernel<7>,  panel_kernel<8>,
+        panel_kernel<9>, panel_kernel<10>, panel_kernel<11>, panel_kernel<12>};
+    kKernels[rows - 1](operands);
+  }
+
+  template <int kBits>
+  static void dequantize_block(const uint8_t* block, int64_t block_stride,
+                               const avx2::TileAffine* affine, int64_t group, float* out) {
+    const Grid grid = load_grid(affine, group);
+    __m512i quads[kBlockQuads];
+    decode_block<kBits>(block, block_stride, quads);
+#pragma GCC unroll 8
+    for (int quad = 0; quad < kBlockQuads; ++quad) {
+#pragma GCC unroll 4
+      for (int lane = 0; lane < kQuadCols; ++lane, out += kTiles * kTileRows) {
+        __m512i codes = _mm512_srli_epi32(quads[quad], 8 * lane);
+        if (lane < kQuadCols - 1) codes = _mm512_and_si512(codes, _mm512_set1_epi32(0xff));
+        _mm512_store_ps(out, _mm512_fmadd_ps(_mm512_cvtepi32_ps(codes), grid.scale, grid.minimum));
+      }
+    }
+  }
+};
+
 template <int kBits>
 void multiply(const PackedGemmArgs& a) {
-  const RowBlocks rows(a.m, kRowsAtOnce);
-  Scratch packed(a.m * a.k);
-  float* x = packed.take(a.m * a.k);
-  avx2::pack_rows(a, rows, x);
-  const int64_t pairs = ceil_div(tile_count(a.n), kVectorTiles);
-  // Several tasks per thread even out their ends.
-  const int64_t share = ceil_div(pairs, int64_t{4} * max_threads());
-  const int64_t grain = larger(smaller(kChunkPairs, (share + 1) / 2 * 2),
-                               ceil_div(kMinTaskMacs, larger(a.m * kVectorRows * a.k, 1)));
-  parallel_for(pairs, grain, [&](int64_t begin, int64_t end) {
-    Scratch scratch(kChunkPairs * kStride);
-    float* panel = scratch.take(kChunkPairs * kStride);
-    for (int64_t pair = begin; pair < end; pair += kChunkPairs)
-      multiply_chunk<kBits>(a, rows, x, pair, smaller(pair + kChunkPairs, end), panel);
-  });
+  if (avx2::takes_few_rows(a, kPanelFromRows))
+    avx2::multiply_few_rows<FewRows, kBits>(a);
+  else
+    avx2::multiply_many_rows<Panel, kBits>(a);
 }
 
 constexpr void (*kByBits[])(const PackedGemmArgs&) = {
@@ -130,10 +188,7 @@ MMQ_AVX512_END
 
 namespace mmq::cpu::avx512 {
 
-void packed_gemm_exact(const PackedGemmArgs& a) {
-  if (avx2::takes_few_rows(a)) return avx2::packed_gemm_exact(a);
-  kByBits[a.bits - kMinBits](a);
-}
+void packed_gemm_exact(const PackedGemmArgs& a) { kByBits[a.bits - kMinBits](a); }
 
 }  // namespace mmq::cpu::avx512
 

@@ -26,6 +26,7 @@ from mmq_evals.metrics.caption import (
     cider,
     document_frequency,
 )
+from mmq_evals.metrics.java import MeteorScores, meteor_from_statistics
 from mmq_evals.metrics.retrieval import best_rank
 from mmq_evals.rows import Row
 from mmq_evals.stats import (
@@ -64,6 +65,12 @@ def bleu_corpus(scores: BleuScores) -> CorpusScores:
     """BLEU-1..4 of a corpus."""
     sums = zip(scores.per_image, scores.statistics.tolist(), strict=True)
     return CorpusScores(("bleu_1", "bleu_2", "bleu_3", "bleu_4"), dict(sums), bleu_from_statistics)
+
+
+def meteor_corpus(scores: MeteorScores) -> CorpusScores:
+    """METEOR of a corpus."""
+    sums = zip(scores.per_image, map(list, scores.statistics), strict=True)
+    return CorpusScores(("meteor",), dict(sums), lambda s: meteor_from_statistics(s)[:, None])
 
 
 def retrieval_scores(row: Mapping[str, Any], *, ties: str = "pessimistic") -> dict[str, float]:
@@ -188,9 +195,9 @@ def agreement_rows(
     means: dict[str, dict[str, float]] = {}
     if "direction" in rows[0]:
         shares["same first candidate"] = [
-            key for key in after if _best_candidate(after[key]) == _best_candidate(before[key])
+            key for key in after if best_candidate(after[key]) == best_candidate(before[key])
         ]
-        means["rank correlation"] = _rank_correlations(before, after)
+        means["rank correlation"] = rank_correlations(before, after)
     elif "references" in rows[0]:
         texts = [{key: row["prediction"] for key, row in run.items()} for run in (before, after)]
         shares["identical captions"] = identical_captions(*texts)
@@ -216,8 +223,11 @@ def agreement_rows(
     return result
 
 
-def _rank_correlations(before: Mapping[str, Row], after: Mapping[str, Row]) -> dict[str, float]:
-    """On the reference's candidates; one that is no candidate any more comes last."""
+def rank_correlations(before: Mapping[str, Row], after: Mapping[str, Row]) -> dict[str, float]:
+    """Spearman's rank correlation of two runs' final scores, by query id.
+
+    On the candidates of ``before``; one that is no candidate any more comes last.
+    """
     return {
         key: rank_correlation(
             _scores_of(row, row["candidates"]), _scores_of(after[key], row["candidates"])
@@ -234,8 +244,8 @@ def _scores_of(row: Row, candidates: Sequence[int]) -> list[float]:
     return [-math.inf if score is None else score for score in found]
 
 
-def _best_candidate(row: Row) -> int:
-    """Candidate with the best final score; of equal ones the one ranked first in stage 1."""
+def best_candidate(row: Row) -> int:
+    """The candidate with the best final score; of equal ones the one ranked first in stage 1."""
     scores = [-math.inf if score is None else score for score in row["prediction"]]
     return int(row["candidates"][int(np.argmax(scores))])
 

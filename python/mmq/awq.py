@@ -21,10 +21,19 @@ import torch
 from torch import Tensor
 
 from mmq.errors import MmqError
+from mmq.finite import all_finite
 from mmq.grid import Grid, check_weight, dequantize, find_grid, quantize, spread
 from mmq.hessian import InputStats, check_hessian, rescale_hessian, stats_of
 from mmq.options import AwqOptions
 from mmq.packed import PackedWeight
+from mmq.ranking import (
+    FINALISTS,
+    RANK,
+    SMALLEST_WIDTH,
+    finalists,
+    largest_rows,
+    stand_in,
+)
 from mmq.report import AwqDetails, Report, make_report
 from mmq.spec import QuantSpec
 from mmq_ext import ops
@@ -38,23 +47,27 @@ FACTOR_DAMP: Final = 1e-6  # Share of the mean diagonal that makes a singular H 
 @dataclass(frozen=True, eq=False)
 class AwqSearch:
     """The winner: ``scale`` float32 [k] with the exponent ``alpha``; the mean over tokens of the
-    summed squared output error of every exponent tried, in ascending order."""
+    summed squared output error of every exponent tried, in ascending order. ``exact`` are the
+    indices of exact errors; the others are those of a stand-in for H (:mod:`mmq.ranking`), which
+    ``approximation`` says in words, "" where all are exact."""
 
     scale: Tensor
     alpha: float
     errors: tuple[float, ...]
+    exact: tuple[int, ...]
+    approximation: str = ""
 
 
 def error_factor(inputs: Tensor | InputStats, *, name: str = "input") -> Tensor:
     """F float32 [rows, k] with F^T F = 2 E[x x^T], so that |D F^T|^2 / 2 is the output error.
 
-    ``inputs`` are X [..., k], or statistics. The rows are the tokens where those are fewer than
-    k / 2, else those of L^T with H = L L^T (k rows).
+    ``inputs`` are X [..., k], or statistics. The rows are the tokens where those are at most
+    k / 2, else those of L^T with H = L L^T (k rows, half of them zeros).
     """
     if isinstance(inputs, Tensor):
         x = inputs.detach().reshape(-1, inputs.shape[-1]).float()
-        if 0 < 2 * x.shape[0] < x.shape[1]:
-            if not bool(torch.isfinite(x).all()):
+        if 0 < 2 * x.shape[0] <= x.shape[1]:
+            if not all_finite(x):
                 raise MmqError(f"{name}: expected finite inputs, got NaN or infinity")
             return x * math.sqrt(2.0 / x.shape[0])
         inputs = stats_of(inputs, name=name)
@@ -67,7 +80,7 @@ def error_factor(inputs: Tensor | InputStats, *, name: str = "input") -> Tensor:
         attempt = h.to(dtype, copy=True)
         attempt.diagonal().add_(damp * mean)
         lower, info = torch.linalg.cholesky_ex(attempt)
-        if int(info) == 0 and bool(torch.isfinite(lower).all()):
+        if int(info) == 0 and all_finite(lower):
             factor: Tensor = lower.T.float().contiguous()
             return factor
         damp = max(10 * damp, FACTOR_DAMP)
@@ -139,6 +152,9 @@ def awq_scales(
         copy one (value heads shared by query heads): those get one scale. None is one to one.
       name: of the linears, for messages.
 
+    With ``options.search`` "ranked" only the best of a ranking get exact errors, see
+    :mod:`mmq.ranking`; the winner and exponent 0 in any case.
+
     Ties go to the smaller exponent. Raises MmqError for weights or statistics that are not
     finite or do not fit, and for one scale per tensor, which channel scales cannot help.
     """
@@ -156,30 +172,48 @@ def awq_scales(
                 f"{name}: expected statistics of {weight.shape[1]} in-features, got mean_abs "
                 f"{list(mean_abs.shape)} and factor {list(factor.shape)}"
             )
-    if not bool(torch.isfinite(mean_abs).all()) or not bool(torch.isfinite(factor).all()):
+    if not all_finite(mean_abs) or not all_finite(factor):
         raise MmqError(f"{name}: expected finite input statistics, got NaN or infinity")
     relative = _relative_magnitude_of_all(weights, specs) if options.weight_aware else None
     if source_rows is not None:
         mean_abs = shared_mean(mean_abs, source_rows)
         relative = None if relative is None else shared_mean(relative, source_rows)
     alphas, candidates = scale_candidates(mean_abs, options, relative)
-    total = torch.zeros(len(alphas), dtype=torch.float64, device=candidates.device)
-    for weight, grid in zip(weights, specs, strict=True):
-        total += ops.awq_errors(
-            weight.detach().float(),
-            candidates,
-            factor,
-            bits=grid.bits,
-            group_size=grid.row_group_size(k),
-            kind=grid.kind,
-            scale_dtype=grid.scale_dtype,
-        )
-    errors = (total / 2).tolist()
+
+    def errors_of(matrices: Sequence[Tensor], chosen: Tensor, by: Tensor) -> Tensor:
+        total = torch.zeros(chosen.shape[0], dtype=torch.float64, device=chosen.device)
+        for weight, grid in zip(matrices, specs, strict=True):
+            total += ops.awq_errors(
+                weight.detach().float(),
+                chosen,
+                by,
+                bits=grid.bits,
+                group_size=grid.row_group_size(k),
+                kind=grid.kind,
+                scale_dtype=grid.scale_dtype,
+            )
+        return total / 2
+
+    count = len(alphas)
+    if options.search == "exhaustive" or k < SMALLEST_WIDTH or count <= FINALISTS + 1:
+        exact, errors = list(range(count)), errors_of(weights, candidates, factor).tolist()
+    else:
+        near, largest = stand_in(factor, seed=options.seed), largest_rows(weights)
+        ranked = errors_of(weights, candidates, near) - errors_of(largest, candidates, near)
+        errors = (ranked + errors_of(largest, candidates, factor)).tolist()
+        exact = finalists(errors)
+        checked = errors_of(weights, candidates[exact], factor).tolist()
+        for i, error in zip(exact, checked, strict=True):
+            errors[i] = error
     best = 0
-    for i in range(1, len(alphas)):  # Not argmin: ties, and NaN, must not win.
+    for i in exact[1:]:  # Not argmin: ties, and NaN, must not win.
         if errors[i] < errors[best]:
             best = i
-    return AwqSearch(candidates[best], alphas[best], tuple(errors))
+    words = ""
+    if len(exact) < count:
+        named = ", ".join(f"{alphas[i]:g}" for i in exact)
+        words = f"{count} exponents ranked with H of rank {RANK} plus diagonal; exact for {named}"
+    return AwqSearch(candidates[best], alphas[best], tuple(errors), tuple(exact), words)
 
 
 def shared_mean(values: Tensor, source_rows: Tensor) -> Tensor:
@@ -313,6 +347,7 @@ def quantize_scaled(
         alpha=0.0 if search is None else search.alpha,
         errors=() if search is None else search.errors,
         mean_shrink=mean_shrink,
+        approximation="" if search is None else search.approximation,
     )
     return packed, make_report(name, weight, packed, hessian, awq=details)
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mmq.errors import MmqError
+from mmq.finite import all_finite
 from mmq.spec import QuantSpec
 from mmq_ext import ops
 
@@ -69,7 +70,7 @@ def check_weight(w: Tensor, name: str = "weight") -> None:
             f"{name}: expected a floating-point matrix [n, k] with n, k >= 1, got {w.dtype} "
             f"{list(w.shape)}"
         )
-    if not bool(torch.isfinite(w).all()):
+    if not all_finite(w):
         bad = int((~torch.isfinite(w)).sum())
         raise MmqError(f"{name}: expected finite weights, got {bad} that are NaN or infinite")
 
@@ -141,23 +142,40 @@ def spread(values: Tensor, k: int, group_size: int) -> Tensor:
     return values.repeat_interleave(group_size, dim=1)[:, :k]
 
 
+def by_group(values: Tensor, grid: Grid) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """``values`` [n, k] as views with the scales and zeros that broadcast over them: the whole
+    groups, [n, G', group_size], and a shorter last one; nothing is copied."""
+    k = values.shape[1]
+    if grid.scales.shape[1] == 1:
+        return [(values, grid.scales, grid.zeros)]
+    whole = k // grid.group_size
+    parts = []
+    if whole:
+        view = values[:, : whole * grid.group_size].view(-1, whole, grid.group_size)
+        parts.append((view, grid.scales[:, :whole, None], grid.zeros[:, :whole, None]))
+    if k % grid.group_size:
+        tail = values[:, whole * grid.group_size :]
+        parts.append((tail, grid.scales[:, whole:], grid.zeros[:, whole:]))
+    return parts
+
+
 def quantize(w: Tensor, grid: Grid) -> Tensor:
     """The codes of ``w`` [n, k] on ``grid``: uint8 [n, k], clamped to the grid's."""
-    k = w.shape[1]
-    scales = spread(grid.scales, k, grid.group_size)
-    zeros = spread(grid.zeros, k, grid.group_size)
-    values = w.float()
-    codes = torch.round((values - zeros) / scales if grid.float_zero else values / scales)
-    if not grid.float_zero:
-        codes += zeros
-    return codes.clamp_(grid.min_code, (1 << grid.bits) - 1).to(torch.uint8)
+    values = w.to(torch.float32, copy=True)
+    for part, scales, zeros in by_group(values, grid):
+        if grid.float_zero:
+            part.sub_(zeros).div_(scales).round_()
+        else:
+            part.div_(scales).round_().add_(zeros)
+    return values.clamp_(grid.min_code, (1 << grid.bits) - 1).to(torch.uint8)
 
 
 def dequantize(codes: Tensor, grid: Grid) -> Tensor:
     """The values of ``codes`` uint8 [n, k]: float32 [n, k], exactly what the kernels use."""
-    k = codes.shape[1]
-    scales = spread(grid.scales, k, grid.group_size)
-    zeros = spread(grid.zeros, k, grid.group_size)
-    if grid.float_zero:
-        return codes.float() * scales + zeros
-    return (codes.float() - zeros) * scales
+    values = codes.to(torch.float32, copy=True)
+    for part, scales, zeros in by_group(values, grid):
+        if grid.float_zero:
+            part.mul_(scales).add_(zeros)
+        else:
+            part.sub_(zeros).mul_(scales)
+    return values

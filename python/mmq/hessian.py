@@ -15,8 +15,11 @@ import torch
 from torch import Tensor
 
 from mmq.errors import MmqError
+from mmq.finite import all_finite
 
-BLOCK_TOKENS: Final = 1024  # Tokens per fp32 product; the products are summed in float64.
+BLOCK_TOKENS: Final = 2048  # Tokens per fp32 product; the products are summed in float64.
+BLOCK_ROWS: Final = 256  # Rows of H per product: narrower ones do less, but BLAS slows down.
+ABS_TOKENS: Final = 256  # Tokens per fp32 sum of |x|.
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,12 +36,12 @@ class Hessian:
     """Accumulates the inputs of one linear (or of several that read the same tensor).
 
     Products are fp32 over blocks of BLOCK_TOKENS tokens, their sums float64: 8 k^2 bytes for the
-    sum and 4 k^2 for the product, while it lives. Only real tokens may be added: mask padding
-    before, or give it weight 0.
+    sum, of which only the upper triangle is used, by block rows, and 4 BLOCK_ROWS k for a product.
+    So H is exactly symmetric. Only real tokens may be added: mask padding before, or give it
+    weight 0.
 
-    On CUDA these are torch's own calls too: x^T x of whole blocks is one large product, which
-    cuBLAS runs at the device's rate, and the float64 sum is one pass over k^2 numbers per block.
-    torch computes such products in full fp32 unless TF32 was asked for; leave it off here.
+    On CUDA these are torch's own calls too, which cuBLAS runs at the device's rate. torch computes
+    such products in full fp32 unless TF32 was asked for; leave it off here.
     """
 
     def __init__(self, k: int, *, name: str = "input", device: torch.device | None = None) -> None:
@@ -73,12 +76,13 @@ class Hessian:
             lam = self._checked_weights(weights, x.shape[:-1])
             kept = lam > 0
             rows, lam = rows[kept], lam[kept]
-        if not bool(torch.isfinite(rows).all()):
+        if not all_finite(rows):
             raise MmqError(f"{self.name}: expected finite inputs, got NaN or infinity")
         if rows.shape[0] == 0:
             return
         self.tokens += rows.shape[0]
-        self._abs_sum += rows.abs().sum(dim=0, dtype=torch.float64)
+        for block in torch.split(rows, ABS_TOKENS):
+            self._abs_sum += block.abs().sum(dim=0)
         if weights is None:
             self._weight_sum += rows.shape[0]
         else:
@@ -105,7 +109,12 @@ class Hessian:
     def _flush(self) -> None:
         if self._pending:
             x = self._pending[0] if len(self._pending) == 1 else torch.cat(self._pending)
-            self._sum += x.T @ x
+            product = x.new_empty(BLOCK_ROWS * self.k)
+            for a in range(0, self.k, BLOCK_ROWS):
+                b = min(a + BLOCK_ROWS, self.k)
+                part = product[: (b - a) * (self.k - a)].view(b - a, self.k - a)
+                torch.mm(x[:, a:b].T, x[:, a:], out=part)
+                self._sum[a:b, a:] += part
             self._pending.clear()
             self._pending_tokens = 0
 
@@ -118,8 +127,14 @@ class Hessian:
             raise MmqError(f"{self.name}: expected at least 1 calibration token, got none")
         self._flush()
         hessian = torch.empty_like(self._sum, dtype=torch.float32)
-        torch.mul(self._sum, 2.0 / self._weight_sum, out=hessian)
-        if not bool(torch.isfinite(hessian).all()):
+        for a in range(0, self.k, BLOCK_ROWS):
+            b = min(a + BLOCK_ROWS, self.k)
+            upper = (self._sum[a:b, a:] * (2.0 / self._weight_sum)).float()
+            square = upper[:, : b - a]
+            square.copy_(square.triu() + square.triu(1).T)
+            hessian[a:b, a:] = upper
+            hessian[b:, a:b] = upper[:, b - a :].T
+        if not all_finite(hessian):
             raise MmqError(f"{self.name}: expected inputs whose squares fit fp32, got an overflow")
         return hessian
 
@@ -151,7 +166,7 @@ def check_hessian(hessian: Tensor, k: int, name: str) -> None:
             f"{name}: expected a floating-point Hessian [{k}, {k}], got {hessian.dtype} "
             f"{list(hessian.shape)}"
         )
-    if not bool(torch.isfinite(hessian).all()):
+    if not all_finite(hessian):
         raise MmqError(f"{name}: expected a finite Hessian, got NaN or infinity")
     diagonal = hessian.diagonal()
     if bool((diagonal < 0).any()):

@@ -30,6 +30,7 @@ class LinearRecord:
     inputs, None without any. ``tokens`` is how many of them were seen. ``alpha`` is AWQ's exponent,
     ``fold`` the producer that took 1/s (None: no scale, or ``in_scale``). ``damp`` is GPTQ's share
     of the mean diagonal. ``stored_bytes`` counts the packed tensors without the bias.
+    ``approximation`` says how AWQ ranked its exponents, "" where all errors were exact.
     """
 
     path: str
@@ -58,6 +59,7 @@ class LinearRecord:
     notes: list[str]
     stored_bytes: int
     bits_per_weight: float
+    approximation: str = ""
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,9 @@ class Manifest:
         )
         fallbacks = [record for record in self.linears if record.fallback]
         lines += [f"  fallback: {record.path}: {record.fallback}" for record in fallbacks]
+        ranked = sum(record.approximation != "" for record in self.linears)
+        if ranked:
+            lines.append(f"  approximation: AWQ ranked the exponents of {ranked} linears, see them")
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
 

@@ -12,6 +12,7 @@ from mmq.spec import QuantSpec
 Order = Literal["none", "act", "group"]
 OrderOption = Literal["auto", "none", "act", "group"]
 Dead = Literal["keep", "zero"]
+Search = Literal["ranked", "exhaustive"]
 
 
 @dataclass(frozen=True)
@@ -75,15 +76,24 @@ class AwqOptions:
     - ``clip``: search each group's range on the scaled inputs afterwards.
     - ``fold``: put 1/s into the producer where the architecture allows; otherwise, and with
       ``fold=False`` everywhere, s is the run-time divisor of the input.
+    - ``search``: ``"ranked"`` ranks the exponents with a stand-in for the Hessian and compares the
+      best exactly (from 1,024 in-features on; fewer are searched exhaustively);
+      ``"exhaustive"`` computes every exponent's exact error.
+    - ``seed``: of the stand-in; in a run that of the recipe.
 
-    Raises MmqError when ``steps`` is below 1.
+    Raises MmqError when ``steps`` is below 1 or ``search`` is unknown.
     """
 
     steps: int = 20
     weight_aware: bool = False
     clip: bool = True
     fold: bool = True
+    search: Search = "ranked"
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise MmqError(f"awq.steps: expected at least 1, got {self.steps!r}")
+        if self.search not in get_args(Search):
+            expected = ", ".join(get_args(Search))
+            raise MmqError(f"awq.search: expected one of {expected}, got {self.search!r}")

@@ -156,7 +156,8 @@ def _decide(recipe: Recipe, unit: LinearUnit, overrides: list[Override]) -> Laye
         return LayerPlan("none", reason="not in the recipe")
     merged = merge(settings)
     try:
-        spec, gptq, awq = spec_of(merged), gptq_options(merged), awq_options(merged)
+        spec, gptq = spec_of(merged), gptq_options(merged)
+        awq = replace(awq_options(merged), seed=recipe.seed)
     except MmqError as error:
         raise MmqError(f"{unit.path}: {error}") from error
     if spec is None:

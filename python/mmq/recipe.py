@@ -27,7 +27,7 @@ from pydantic import Field, field_validator
 from mmq.architectures import COMPONENTS, Component, LayerType
 from mmq.errors import MmqError
 from mmq.models import Third
-from mmq.options import AwqOptions, Dead, GptqOptions, OrderOption
+from mmq.options import AwqOptions, Dead, GptqOptions, OrderOption, Search
 from mmq.schema import Strict, parse_text, read_text, validated
 from mmq.spec import BITS, Clip, QuantSpec, ScaleDtype, SymmetricRange, Zero
 
@@ -59,6 +59,7 @@ class AwqSettings(Strict):
     weight_aware: bool | None = None
     clip: bool | None = None
     fold: bool | None = None
+    search: Search | None = None
 
 
 class LayerSettings(Strict):

@@ -53,4 +53,5 @@ def record_of(
         notes=list(report.notes),
         stored_bytes=packed.stored_bytes,
         bits_per_weight=report.bits_per_weight,
+        approximation="" if scaling is None else scaling.search.approximation,
     )

@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from mmq.packed import PackedWeight
+
+TRACE_BLOCK: Final = 256  # Columns per product of output_error.
 
 
 @dataclass(frozen=True)
@@ -31,11 +34,12 @@ class GptqDetails:
 class AwqDetails:
     """The exponent that was chosen, the error of each candidate (in the units of
     :attr:`Report.output_error`, on the min-max grid), and the mean shrink of the clipped ranges
-    (1 = no clipping)."""
+    (1 = no clipping). ``approximation`` says which errors are exact, "" if all are."""
 
     alpha: float
     errors: tuple[float, ...]
     mean_shrink: float
+    approximation: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,9 +77,20 @@ class Report:
 
 
 def output_error(difference: Tensor, hessian: Tensor) -> float:
-    """Mean over tokens of |D x|^2 for D [n, k] and H = 2 E[x x^T] [k, k]: tr(D H D^T) / 2."""
+    """Mean over tokens of |D x|^2 for D [n, k] and H = 2 E[x x^T] [k, k]: tr(D H D^T) / 2.
+
+    H is symmetric, so half of it is read: tr(D H D^T) is the sum over blocks c of columns of
+    <2 D_<c H_<c,c + D_c H_cc, D_c>.
+    """
     difference = difference.float()
-    return float(((difference @ hessian) * difference).sum(dtype=torch.float64)) / 2
+    total = torch.zeros((), dtype=torch.float64, device=difference.device)
+    for a in range(0, difference.shape[1], TRACE_BLOCK):
+        b = a + TRACE_BLOCK
+        block = difference[:, a:b]
+        product = difference[:, :a] @ hessian[:a, a:b]
+        product.addmm_(block, hessian[a:b, a:b], beta=2)
+        total += product.mul_(block).sum(dim=1).sum(dtype=torch.float64)
+    return float(total) / 2
 
 
 def make_report(
@@ -98,7 +113,7 @@ def make_report(
       notes, gptq, awq: recorded as they are.
     """
     weight = weight.detach().float()
-    difference = packed.dequantize() - weight
+    difference = packed.dequantize().sub_(weight)
     error = relative = None
     if hessian is not None:
         error = output_error(difference, hessian)
@@ -106,6 +121,7 @@ def make_report(
         relative = error / total if total > 0 else 0.0
     if packed.in_scale is not None:
         difference /= packed.in_scale.float()
+    row_norms = torch.linalg.vector_norm(difference, dim=1)
     return Report(
         name=name,
         method=packed.method,
@@ -115,7 +131,7 @@ def make_report(
         group_size=packed.group_size,
         zero=packed.zero,
         bits_per_weight=packed.bits_per_weight,
-        weight_mse=float(difference.square().mean(dtype=torch.float64)),
+        weight_mse=float(row_norms.double().square().sum()) / difference.numel(),
         output_error=error,
         relative_error=relative,
         fallback=packed.fallback,

@@ -51,7 +51,8 @@ def add_table_arguments(parser: argparse.ArgumentParser) -> None:
         "--range",
         action="append",
         metavar="RANGE",
-        help="widths of importance: all, >=3 or 3-8; may be repeated; default: all, >=3, >=4",
+        help="widths of importance: all, >=3, 3-8, or of one component language>=3; may be "
+        "repeated; default: all, >=3, >=4",
     )
     parser.add_argument(
         "--incomplete",

@@ -116,11 +116,11 @@ def _target(table: Table, found: Sequence[Grid], target: str, options: Options) 
     """One target of one model."""
     members = [grid for grid in found if any(has(run, target) for run in grid.cells.values())]
     runs = [run for grid in members for run in grid.cells.values()]
+    full = next((g.full for g in members if g.full is not None and has(g.full, target)), None)
     evidence = gather(
-        table.path.parent, runs, target, seed=options.seed, resamples=options.resamples
+        table.path.parent, runs, target, full, seed=options.seed, resamples=options.resamples
     )
     size = next((name for name in SIZES if any(has(run, name) for run in runs)), None)
-    full = next((g.full for g in members if g.full is not None and has(g.full, target)), None)
     points = _points(members, evidence, size)
     return {
         "target": target,

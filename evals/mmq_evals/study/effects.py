@@ -199,6 +199,7 @@ def best_per_bin(
     """The best run of every grid in bins of `BIN_BITS` bits per weight, [low, high).
 
     The best of many is the luckiest of many, too: the score that is shown tends to be too high.
+    ``behind`` is the paired difference to the best of all grids in the bin, None for that one.
     """
     bins: dict[tuple[float, str], list[tuple[float, float, str, Run]]] = {}
     for grid in grids:
@@ -210,18 +211,22 @@ def best_per_bin(
             bins.setdefault((low, grid.label), []).append(
                 (evidence.scores[run.id], -bpw, grid.widths(bits), run)
             )
+    best = {key: max(members, key=lambda member: member[:2]) for key, members in bins.items()}
     rows = []
-    for (low, label), members in sorted(bins.items(), key=lambda item: item[0]):
-        _, _, widths, run = max(members, key=lambda member: member[:2])
+    for (low, label), (_, _, widths, run) in sorted(best.items(), key=lambda item: item[0]):
+        leader = max((b for (at, _), b in best.items() if at == low), key=lambda b: b[:2])[3]
         rows.append(
             {
                 "low": low,
                 "high": low + BIN_BITS,
                 "grid": label,
-                "runs": len(members),
+                "runs": len(bins[low, label]),
                 "run": run.id,
                 "widths": widths,
                 "bpw": run.number(column),
+                "behind": None
+                if run is leader
+                else estimate_data(evidence.combination([(1.0, run), (-1.0, leader)])),
                 **(
                     {"score": estimate_data(evidence.score(run)), "difference": None}
                     if full is None
@@ -233,7 +238,11 @@ def best_per_bin(
 
 
 def smallest_reaching(grid: Grid, evidence: Evidence, column: str) -> list[Data]:
-    """By goal (a share of full precision): the smallest run that reaches it."""
+    """By goal (a share of full precision): the smallest run that reaches it.
+
+    Of many noisy runs some reach a goal by luck. So ``certain`` is the size of the smallest run
+    whose paired interval lies above the goal, None if there is none or no interval.
+    """
     full = _full(grid, evidence.target)
     if full is None or evidence.scores[full.id] <= 0.0:
         return []
@@ -242,23 +251,35 @@ def smallest_reaching(grid: Grid, evidence: Evidence, column: str) -> list[Data]
         bpw = run.number(column)
         if bpw is not None and has(run, evidence.target) and run is not full:
             sized.append((bpw, bits, run))
-    rows = []
+    sized.sort(key=lambda entry: entry[:2])
+    lowest = {run.id: evidence.combination([(1.0, run), (-1.0, full)]).low for _, _, run in sized}
+    rows: list[Data] = []
     for goal in GOALS:
         needed = goal * evidence.scores[full.id]
+        allowed = needed - evidence.scores[full.id]
+        certain = next(
+            (
+                bpw
+                for bpw, _, run in sized
+                if (low := lowest[run.id]) is not None and low >= allowed
+            ),
+            None,
+        )
         reached = [entry for entry in sized if evidence.scores[entry[2].id] >= needed]
         if reached:
-            bpw, bits, run = min(reached, key=lambda entry: entry[:2])
+            bpw, bits, run = reached[0]
             rows.append(
                 {
                     "goal": goal,
                     "bpw": bpw,
+                    "certain": certain,
                     "widths": grid.widths(bits),
                     "run": run.id,
                     **_against(evidence, run, full),
                 }
             )
         else:
-            rows.append({"goal": goal, "bpw": None})
+            rows.append({"goal": goal, "bpw": None, "certain": None})
     return rows
 
 

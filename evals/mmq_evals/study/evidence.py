@@ -45,7 +45,7 @@ class Evidence:
     def score(self, run: Run) -> Estimate:
         """A run's score; the interval is the table's own where it has one."""
         value = self.scores[run.id]
-        suffix = self.target.removeprefix("score.")
+        suffix = self.target.partition(".")[2]
         low, high = run.number(f"low.{suffix}"), run.number(f"high.{suffix}")
         if (low is None or high is None) and run.id in self.resampled:
             low, high = percentiles(self.resampled[run.id])
@@ -63,7 +63,7 @@ class Evidence:
         """The paired interval against full precision that the table itself may hold."""
         if len(terms) == 2 and [weight for weight, _ in terms] == [1.0, -1.0]:
             run, other = terms[0][1], terms[1][1]
-            suffix = self.target.removeprefix("score.")
+            suffix = self.target.partition(".")[2]
             stated = run.number(f"diff.{suffix}")
             if stated is not None and abs(stated - value) < 1e-6 and has(other, self.target):
                 return Estimate(
@@ -73,12 +73,19 @@ class Evidence:
 
 
 def gather(
-    folder: Path, runs: Sequence[Run], target: str, *, seed: int = 0, resamples: int = RESAMPLES
+    folder: Path,
+    runs: Sequence[Run],
+    target: str,
+    full: Run | None = None,
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
 ) -> Evidence:
     """The evidence of the runs that have the target.
 
     Args:
         folder: that of the table.
+        full: the untouched run, for targets of agreement.
         seed: of the bootstrap.
 
     Raises:
@@ -87,7 +94,7 @@ def gather(
     scored = list({run.id: run for run in runs if has(run, target)}.values())
     scores = {run.id: float(run.values[target]) for run in scored}
     runs_by_id = {run.id: run for run in scored}
-    samples = read_samples(folder, scored, target)
+    samples = read_samples(folder, scored, target, full)
     if isinstance(samples, str):
         return Evidence(target, scores, runs_by_id, {}, 0, samples)
     drawn = by_run(samples, samples.resampled(seed, resamples))

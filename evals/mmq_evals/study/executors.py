@@ -128,5 +128,17 @@ def _work(plan_file: str, rank: int, count: int, threads: int) -> int:
     return work(Path(plan_file), rank, count)
 
 
+def _main(plan_file: str, rank: int, count: int, threads: int) -> None:
+    """A process of :func:`run_here`; it ends after its run when the one that started it is gone."""
+    parent = os.getppid()
+
+    def check(store: Store) -> None:
+        if os.getppid() != parent:
+            sys.exit(0)
+
+    _use_threads(threads)
+    work(Path(plan_file), rank, count, check)
+
+
 if __name__ == "__main__":
-    _work(sys.argv[1], *map(int, sys.argv[2:]))
+    _main(sys.argv[1], *map(int, sys.argv[2:]))

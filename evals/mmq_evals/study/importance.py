@@ -34,38 +34,48 @@ NOISY = 0.5
 
 @dataclass(frozen=True)
 class Range:
-    """Widths from ``low`` to ``high`` bits, both included; full precision always is."""
+    """Widths from ``low`` to ``high`` bits, both included, of one factor or of all."""
 
     name: str
     low: float = 0.0
     high: float = 32.0
+    factor: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> Range:
-        """From "all", ">=3" or "3-8".
+        """From "all", ">=3", "3-8", or "language>=3": that factor alone is bounded.
 
         Raises:
             EvalError: anything else, or no width between the bounds.
         """
         if text == "all":
             return cls(text)
-        at_least = re.fullmatch(r">=\s*(\d+(?:\.\d+)?)", text)
+        at_least = re.fullmatch(r"([\w.]*)\s*>=\s*(\d+(?:\.\d+)?)", text)
         if at_least:
-            return cls(text.replace(" ", ""), float(at_least[1]))
+            return cls(text.replace(" ", ""), float(at_least[2]), factor=at_least[1] or None)
         bounds = re.fullmatch(r"(\d+(?:\.\d+)?)-(\d+(?:\.\d+)?)", text)
         if bounds is None or float(bounds[1]) > float(bounds[2]):
-            raise EvalError(f"range: expected all, >=3 or 3-8, got {text!r}")
+            raise EvalError(f"range: expected all, >=3, 3-8 or language>=3, got {text!r}")
         return cls(text, float(bounds[1]), float(bounds[2]))
 
-    def of(self, levels: Levels) -> Levels:
-        return [[width for width in axis if self.low <= width <= self.high] for axis in levels]
+    def of(self, names: Sequence[str], levels: Levels) -> Levels:
+        """The levels of factors within the range."""
+        return [
+            [w for w in axis if self.factor not in (None, name) or self.low <= w <= self.high]
+            for name, axis in zip(names, levels, strict=True)
+        ]
 
 
 DEFAULT_RANGES = (Range("all"), Range(">=3", 3.0), Range(">=4", 4.0))
 
 
 def missing_levels(names: Sequence[str], levels: Levels) -> list[str]:
-    """A line for each factor that lacks a level which another has."""
+    """A line for each factor that lacks a level which another has. One that never varies is none
+    of the grid's, and has no share."""
+    varying = [(n, a) for n, a in zip(names, levels, strict=True) if len(a) > 1]
+    if not varying:
+        return []
+    names, levels = [n for n, _ in varying], [a for _, a in varying]
     union = sorted(set().union(*levels))
     lines = []
     for name, axis in zip(names, levels, strict=True):
@@ -117,7 +127,7 @@ def importance(
     if incomplete not in ("refuse", "regress"):
         raise EvalError(f"incomplete: expected refuse or regress, got {incomplete!r}")
     levels = grid.levels(evidence.target)
-    wanted = [(span.name, span.of(levels)) for span in ranges]
+    wanted = [(span.name, span.of(grid.names, levels)) for span in ranges]
     if common:
         wanted.append((COMMON, [list(common)] * len(levels)))
     found, seen = [], []
@@ -139,6 +149,13 @@ def _one_range(
     weights: Mapping[float, float] | None,
     seed: int,
 ) -> Data:
+    varying = [axis for axis, known in enumerate(grid.levels(evidence.target)) if len(known) > 1]
+    if 0 < len(varying) < len(levels):
+        moved = _slice(grid, evidence.target, [set(axis) for axis in levels], varying)
+        inner = [levels[axis] for axis in varying]
+        found = _one_range(moved, evidence, inner, incomplete, weights, seed)
+        fixed = [name for name in grid.names if name not in moved.names]
+        return found | {"fixed": [*fixed, *found.get("fixed", ())]}
     reason = _unusable(grid, evidence.target, levels)
     if reason:
         return _refused(reason)
@@ -191,25 +208,32 @@ def _largest_slice(grid: Grid, target: str, levels: Levels) -> Grid | None:
     for size in range(len(levels) - 1, 1, -1):
         slices = []
         for axes in combinations(range(len(levels)), size):
-            cells = {
-                tuple(bits[axis] for axis in axes): run
-                for bits, run in grid.cells.items()
-                if has(run, target)
-                and all(bits[axis] in levels[axis] for axis in axes)
-                and all(w == FULL_BITS for axis, w in enumerate(bits) if axis not in axes)
-            }
-            part = replace(
-                grid,
-                factors=tuple(grid.factors[axis] for axis in axes),
-                names=tuple(grid.names[axis] for axis in axes),
-                cells=cells,
-            )
+            part = _slice(grid, target, [set(axis) for axis in levels], axes)
             lengths = [len(axis) for axis in part.levels(target)]
-            if cells and min(lengths) > 1 and prod(lengths) == len(cells):
+            if part.cells and min(lengths) > 1 and prod(lengths) == len(part.cells):
                 slices.append(part)
         if slices:
             return max(slices, key=lambda part: len(part.cells))
     return None
+
+
+def _slice(grid: Grid, target: str, levels: Sequence[set[float]], axes: Sequence[int]) -> Grid:
+    """Some factors of a grid within some levels, the others at the one width that they have, or
+    untouched if they have several."""
+    at = [known[0] if len(known) == 1 else FULL_BITS for known in grid.levels(target)]
+    cells = {
+        tuple(bits[axis] for axis in axes): run
+        for bits, run in grid.cells.items()
+        if has(run, target)
+        and all(bits[axis] in levels[axis] for axis in axes)
+        and all(w == at[axis] for axis, w in enumerate(bits) if axis not in axes)
+    }
+    return replace(
+        grid,
+        factors=tuple(grid.factors[axis] for axis in axes),
+        names=tuple(grid.names[axis] for axis in axes),
+        cells=cells,
+    )
 
 
 def levels_by_name(grid: Grid, target: str) -> dict[str, list[float]]:

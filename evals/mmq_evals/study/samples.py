@@ -7,22 +7,28 @@ retrieval). Resampling images moves all cells at once: what they share cancels i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from mmq_evals.errors import EvalError
+from mmq_evals.metrics.agreement import identical_captions
+from mmq_evals.metrics.vqa import normalize_always
 from mmq_evals.results import read_rows
+from mmq_evals.rows import Row
 from mmq_evals.stats import FloatArray, bootstrap_weights
 from mmq_evals.study.table import Run
+from mmq_evals.summary import rank_correlations
 
 RESAMPLES = 1_000
 # Scores of a table may be rounded to this many parts.
 ROUNDING = 1e-4
 # Metrics of a corpus that are means of other metrics' means.
 _MEANS_OF = {"r_mean": ("txt_r_mean", "img_r_mean")}
+
+_Score = tuple[str, float]
 
 
 @dataclass(frozen=True)
@@ -55,25 +61,35 @@ class Samples:
         return np.concatenate(blocks)
 
 
-def read_samples(folder: Path, runs: Sequence[Run], target: str) -> Samples | str:
+def read_samples(
+    folder: Path, runs: Sequence[Run], target: str, full: Run | None = None
+) -> Samples | str:
     """The scores per sample of every run, or why there are none.
 
     Args:
         folder: that of the table, to which the runs' ``rows`` are relative.
         runs: their column ``rows`` names the folder of an evaluation.
-        target: ``score.<task>.<metric>``.
+        target: ``score.<task>.<metric>`` or ``agreement.<task>.<measure>``.
+        full: what agreement is measured against.
 
     Raises:
         EvalError: rows that are there but not in form, or runs over different samples.
     """
-    task, dot, metric = target.removeprefix("score.").partition(".")
-    if not dot or not target.startswith("score."):
+    kind, _, rest = target.partition(".")
+    task, dot, metric = rest.partition(".")
+    if not dot or kind not in ("score", "agreement"):
         return "the score is no metric of a task"
     without = [run.id for run in runs if not _file(folder, run, task).is_file()]
     if without:
         return f"{len(without)} of {len(runs)} runs have no rows per sample"
-    wanted = _MEANS_OF.get(metric, (metric,))
-    per_run = [_read(_file(folder, run, task), wanted) for run in runs]
+    if kind == "agreement":
+        if full is None or metric not in _AGREEMENT:
+            return f"{metric} is not known per sample"
+        reference = {str(row["id"]): row for row in read_rows(_file(folder, full, task))}
+        per_run = [[_agreement(_file(folder, run, task), reference, metric)] for run in runs]
+    else:
+        wanted = _MEANS_OF.get(metric, (metric,))
+        per_run = [_read(_file(folder, run, task), wanted) for run in runs]
     if any(not scores for parts in per_run for scores in parts):
         return f"{metric} is not a mean over samples"
     samples = _stack(runs, per_run)
@@ -88,8 +104,42 @@ def _file(folder: Path, run: Run, task: str) -> Path:
     return folder / str(rows) / f"{task}.jsonl" if rows else folder / "no rows"
 
 
+def _same_texts(before: Mapping[str, Row], after: Mapping[str, Row]) -> dict[str, float]:
+    texts = [{key: row["prediction"] for key, row in run.items()} for run in (before, after)]
+    return dict.fromkeys(texts[0], 0.0) | dict.fromkeys(identical_captions(*texts), 1.0)
+
+
+def _same_answers(before: Mapping[str, Row], after: Mapping[str, Row]) -> dict[str, float]:
+    return {
+        key: float(
+            normalize_always(row["prediction"]) == normalize_always(after[key]["prediction"])
+        )
+        for key, row in before.items()
+    }
+
+
+_AGREEMENT: dict[str, Callable[[Mapping[str, Row], Mapping[str, Row]], dict[str, float]]] = {
+    "identical_captions": _same_texts,
+    "same_answers": _same_answers,
+    "rank_correlation": rank_correlations,
+}
+
+
+def _agreement(file: Path, reference: Mapping[str, Row], measure: str) -> dict[str, _Score]:
+    """By row its image and its agreement with the row of full precision."""
+    rows = {str(row["id"]): row for row in read_rows(file)}
+    if rows.keys() != reference.keys():
+        odd = sorted(rows.keys() ^ reference.keys())
+        raise EvalError(f"rows: {file}: expected those of full precision; in one only: {odd[:5]}")
+    try:
+        found = _AGREEMENT[measure](reference, rows)
+        return {key: (str(rows[key]["cluster"]), score) for key, score in found.items()}
+    except (KeyError, TypeError, ValueError) as error:
+        raise EvalError(f"rows: {file} is out of form: {error!r}") from None
+
+
 # By part: row id to image and score.
-_Scores = list[dict[str, tuple[str, float]]]
+_Scores = list[dict[str, _Score]]
 
 
 def _read(file: Path, metrics: Sequence[str]) -> _Scores:

@@ -27,6 +27,8 @@ FULL_BITS = 16.0
 GROUPING = ("model", "method", "group_size", "zero", "clip", "upstream", "mode", "seed")
 # The metric that stands for its task where a table has several; others are asked for by name.
 PRIMARY = ("cider", "r_mean", "accuracy_always")
+# Agreement with full precision, a share or a correlation: 1 where nothing has changed.
+AGREEMENT = ("identical_captions", "same_answers", "rank_correlation")
 FULL_METHODS = ("none", "full", "full precision", "fp16", "fp32")
 # Columns of a number per run that are no scores, whatever their names hold.
 _OTHER = re.compile(r"^(low|high|diff|diff_low|diff_high|p|seconds|layer_errors)\.|size|bytes|bpw")
@@ -130,8 +132,8 @@ def read_table(
         path: JSON lines (.jsonl), CSV (.csv, .tsv) or Parquet (.parquet, needs pyarrow), or a
             folder with one of `readers.RESULTS_FILES`.
         bits: the columns of widths; default: ``bits.*``, else those with "bit" in their names.
-        scores: the columns to judge by; default: the primary one of every task in ``score.*``,
-            else all that are named like a metric.
+        scores: the columns to judge by; default: the primary one of every task in ``score.*``
+            and its agreement with full precision, else all that are named like a metric.
 
     Raises:
         EvalError: no such file, not in its format, a column that is missing or not numeric, no
@@ -145,12 +147,14 @@ def read_table(
     columns = list(dict.fromkeys(key for record in records for key in record))
     _check_ids(file, records)
     failed = [record for record in records if record.get("status", "done") != "done"]
-    done = [record for record in records if record.get("status", "done") == "done"]
-    if not done:
+    found = [record for record in records if record.get("status", "done") == "done"]
+    if not found:
         raise EvalError(f"results: {file}: expected a finished run, got {len(failed)} failed ones")
     if failed:
         notes.append(f"{len(failed)} runs failed and are left out")
     factors = _chosen("bits", bits, columns) or _bit_columns(file, columns)
+    done = _with_agreement(found)
+    columns = list(dict.fromkeys(key for record in done for key in record))
     targets = _chosen("scores", scores, columns) or _score_columns(file, columns, factors)
     runs = []
     for number, record in enumerate(done, start=1):
@@ -266,8 +270,8 @@ def width_text(bits: Iterable[float]) -> str:
 
 
 def target_text(column: str) -> str:
-    """A target's name in tables: ``score.vqa.accuracy`` is vqa accuracy."""
-    return column.removeprefix("score.").replace(".", " ", 1)
+    """A target's name in tables: ``score.vqa.accuracy`` is vqa accuracy, an agreement likewise."""
+    return column.removeprefix("score.").removeprefix("agreement.").replace(".", " ", 1)
 
 
 def _hashable(value: Value) -> Value:
@@ -322,8 +326,41 @@ def primary_scores(columns: Iterable[str]) -> list[str]:
     return found
 
 
+def _with_agreement(records: Sequence[Record]) -> list[Record]:
+    """Records with agreement in one form: answers as ``same_answers``, so that 1 is agreement
+    everywhere, and 1 for full precision, which is compared with nothing: it agrees with itself."""
+    found: list[Record] = []
+    for record in records:
+        same = {
+            column.replace("flipped_answers", "same_answers"): 1.0 - float(value)
+            for column, value in record.items()
+            if column.startswith("agreement.")
+            and column.endswith(".flipped_answers")
+            and value is not None
+        }
+        found.append({**record, **same})
+    columns = {
+        column
+        for record in found
+        for column in record
+        if column.startswith("agreement.") and column.rpartition(".")[2] in AGREEMENT
+    }
+    for index, record in enumerate(found):
+        if str(record.get("method", "")).lower() in FULL_METHODS:
+            tasks = {column.split(".")[1] for column in record if column.startswith("score.")}
+            own = {column: 1.0 for column in columns if column.split(".")[1] in tasks}
+            found[index] = {**record, **own}
+    return found
+
+
 def _score_columns(file: Path, columns: Sequence[str], factors: Sequence[str]) -> list[str]:
-    found = primary_scores(name for name in columns if name.startswith("score.")) or [
+    found = primary_scores(name for name in columns if name.startswith("score."))
+    if found:
+        agreement = (
+            f"agreement.{name.split('.')[1]}.{measure}" for name in found for measure in AGREEMENT
+        )
+        return found + [name for name in agreement if name in columns]
+    found = [
         name
         for name in columns
         if name not in factors and _METRIC.search(name) and not _OTHER.search(name)

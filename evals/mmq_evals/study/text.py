@@ -46,6 +46,13 @@ def grid_text(rows: Sequence[Sequence[str]], indent: str = "  ") -> list[str]:
     ]
 
 
+def certain_text(row: Data) -> str:
+    """From where the paired interval keeps the goal, too."""
+    if row["certain"] is None:
+        return "; no run whose paired interval does"
+    return f"; with its whole paired interval from {row['certain']:.2f}"
+
+
 def spread_text(part: Data, images: int) -> str:
     """What the spread behind shares is over."""
     if part["spread"] == "samples":
@@ -95,7 +102,7 @@ def _grid(grid: Data, target: Data) -> list[str]:
         else:
             lines.append(
                 f"  {100 * row['goal']:.0f} % of full precision: {row['bpw']:.2f} bits per weight "
-                f"at {row['widths']}, {number(row['score'])}"
+                f"at {row['widths']}, {number(row['score'])}" + certain_text(row)
             )
     return lines
 
@@ -224,7 +231,18 @@ def _methods(target: Data) -> list[str]:
 def _bins(target: Data) -> list[str]:
     if not target["bins"]:
         return []
-    rows = [[f"best per {target['size']}", "grid", "bits", "bpw", "score", "minus full", "of runs"]]
+    rows = [
+        [
+            f"best per {target['size']}",
+            "grid",
+            "bits",
+            "bpw",
+            "score",
+            "minus full",
+            "minus best",
+            "of runs",
+        ]
+    ]
     rows += [
         [
             f"{row['low']:g} to {row['high']:g}",
@@ -233,6 +251,7 @@ def _bins(target: Data) -> list[str]:
             f"{row['bpw']:.2f}",
             number(row["score"]),
             number(row["difference"], sign=True),
+            number(row["behind"], sign=True),
             str(row["runs"]),
         ]
         for row in target["bins"]

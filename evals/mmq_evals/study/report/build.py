@@ -11,6 +11,7 @@ from mmq_evals.study.analyze import Options, analyze_table, read
 from mmq_evals.study.report.browser import samples_of
 from mmq_evals.study.report.facts import facts_of
 from mmq_evals.study.report.page import html_page
+from mmq_evals.study.report.sections import is_agreement
 from mmq_evals.study.table import grids
 
 FORMATS = ("html", "markdown")
@@ -69,6 +70,7 @@ def write_report(
         )
         for model in found["models"]
         for target in model["targets"]
+        if not is_agreement(target)
     }
     part = out.with_name(out.name + ".part")
     part.write_text(html_page(title, found, members, samples, facts), encoding="utf-8")

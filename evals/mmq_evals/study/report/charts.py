@@ -37,7 +37,7 @@ def series_of(target: Data) -> dict[str, int]:
     return {label: n for n, label in enumerate(dict.fromkeys(g["label"] for g in target["grids"]))}
 
 
-def pareto(target: Data, series: Series) -> list[str]:
+def pareto(target: Data, series: Series, *, fronts_only: bool = False) -> list[str]:
     """Score against size: the fronts of all methods, then every method's runs."""
     points = [point for point in target["points"] if point["grid"] in series]
     if not points:
@@ -54,6 +54,8 @@ def pareto(target: Data, series: Series) -> list[str]:
         near = (ZOOM * 100 * full["value"], high)
         title = f"Fronts above {100 * ZOOM:.0f} % of full precision"
         drawn.append(_fronts_panel(title, target, size, near, fronts, series))
+    if fronts_only:
+        return drawn
     for label, number in series.items():
         panel, at = _pareto_panel(label, target, size, (low, high))
         panel.dots([at(p) for p in points if p["grid"] != label], "other")
@@ -246,7 +248,7 @@ def interactions(target: Data, series: Series) -> list[str]:
     for members in rows.values():
         for _, mean, _ in members:
             values += [v for v in (mean["value"], mean["low"], mean["high"]) if v is not None]
-    span = padded(values)
+    span = padded([*values, -0.001, 0.001])
     panel = Panel("Loss of both beyond the sum", f"{target['name']}: interactions of pairs")
     marks = [tick / 100 for tick in ticks(100 * span[0], 100 * span[1], 4)]
     return [_rows_panel(panel, rows, span, marks, "points (right of 0: more than the sum)")]

@@ -127,11 +127,13 @@ def _bins(target: Data) -> list[str]:
     rows = [
         [f"{row['low']:g} to {row['high']:g}", cell(row["grid"]), cell(row["widths"]),
          f"{row['bpw']:.2f}", number(row["score"]), number(row["difference"], sign=True),
-         str(row["runs"])]
+         number(row["behind"], sign=True), str(row["runs"])]
         for row in target["bins"]
     ]  # fmt: skip
     lines = ["", f"### Best run by size ({target['size']})"]
-    return lines + table(["bits", "grid", "widths", "size", "score", "minus full", "of runs"], rows)
+    return lines + table(
+        ["bits", "grid", "widths", "size", "score", "minus full", "minus best", "of runs"], rows
+    )
 
 
 def _methods(target: Data, grids: Sequence[Data]) -> list[str]:

@@ -39,8 +39,10 @@ def html_page(
         for index, model in enumerate(found["models"])
         for number, target in enumerate(model["targets"])
     }
+    # A task that one model alone has needs no model's name.
+    shared = len({target for _, target in anchors}) < len(anchors)
     links = "".join(
-        f'<a href="#{anchor}">{escape(_short(model, target, len(found["models"])))}</a>'
+        f'<a href="#{anchor}">{escape(_short(model, target, shared))}</a>'
         for (model, target), anchor in anchors.items()
     )
     sections = "".join(
@@ -67,8 +69,8 @@ def html_page(
         "times 100; sizes are stored bits, scales and zeros included, unless a chart says "
         "otherwise.</p></header>"
         f'<nav aria-label="sections"><div><a href="#verdict">Verdict</a>{links}'
-        '<a href="#runs">Runs</a><a href="#cost">Cost</a><a href="#how">How</a>'
-        '<button id="theme" type="button" hidden>light / dark</button></div></nav><main>'
+        '<a href="#runs">Runs</a><a href="#cost">Cost</a><a href="#how">How</a></div>'
+        '<button id="theme" type="button" hidden>light / dark</button></nav><main>'
         f'<h2 id="verdict">Verdict</h2>{notes}{verdict_cards(found, anchors)}{sections}'
         f'<h2 id="runs">Runs</h2>{_runs(found, grids)}'
         f'<h2 id="cost">Cost</h2>{_cost(facts)}</main>'
@@ -81,9 +83,11 @@ def _asset(name: str) -> str:
     return (files(__package__ or "") / name).read_text(encoding="utf-8")
 
 
-def _short(model: str, target: str, models: int) -> str:
+def _short(model: str, target: str, with_model: bool) -> str:
     name = target_text(target).split(" ")[0]
-    return f"{model.removeprefix('tiny-')} {name}" if models > 1 else name
+    if target.startswith("agreement."):
+        name += " agreement"
+    return f"{model} {name}" if with_model else name
 
 
 def _runs(found: Data, grids: Sequence[Grid]) -> str:
@@ -100,7 +104,9 @@ def _runs(found: Data, grids: Sequence[Grid]) -> str:
                     rows.append(_run(grid, bits, run, size, targets))
         head = ["method", "widths", "bits per weight", "bytes", "layer error"]
         for target in targets:
-            head += [target_text(target), "minus full"]
+            head.append(target_text(target).replace("_", " "))
+            if not target.startswith("agreement."):
+                head.append("minus full")
         caption = (
             f"widths of {', '.join(next(g.names for g in grids if g.model == model['model']))}"
         )
@@ -124,12 +130,15 @@ def _run(
     ]
     for target in targets:
         suffix = target.removeprefix("score.")
+        agreement = target.startswith("agreement.")
         if not has(run, target):
-            cells += ["", ""]
+            cells += [""] if agreement else ["", ""]
             continue
         value = {"value": run.number(target), "low": run.number(f"low.{suffix}")}
         value["high"] = run.number(f"high.{suffix}")
         cells.append(estimate(value))
+        if agreement:
+            continue
         change = {"value": run.number(f"diff.{suffix}"), "low": run.number(f"diff_low.{suffix}")}
         change["high"] = run.number(f"diff_high.{suffix}")
         cells.append("" if change["value"] is None else estimate(change, sign=True))

@@ -149,6 +149,7 @@ def _importance(target: Data) -> Any:
             if len(s["factors"]) == 1 or s["value"] >= SHOWN_SHARE
         )
     )
+    rows.sort(key=lambda row: row.count(" x "))
     figure, axes = _axes(2.9 * len(found) + 1.0, 0.9 + 0.42 * len(rows), len(found))
     for axis, (name, members) in zip(axes, found.items(), strict=True):
         for label, part in members:

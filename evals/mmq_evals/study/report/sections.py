@@ -94,8 +94,13 @@ def verdict_cards(found: Data, anchors: Mapping[tuple[str, str], str]) -> str:
 
 def title_of(model: str, target: Data) -> str:
     """Model and task; the metric stands in the line below."""
-    task = target["name"].split(" ")[0]
+    task = target["name"].split(" ")[0] + (" agreement" if is_agreement(target) else "")
     return f"{model} \N{MIDDLE DOT} {task}" if model else task
+
+
+def is_agreement(target: Data) -> bool:
+    """Whether a target compares answers with those of full precision instead of judging them."""
+    return bool(target["target"].startswith("agreement."))
 
 
 def target_section(model: str, target: Data, samples: Sequence[Sample], anchor: str) -> str:
@@ -103,7 +108,8 @@ def target_section(model: str, target: Data, samples: Sequence[Sample], anchor: 
     series = charts.series_of(target)
     title = title_of(model, target)
     full = target["full"]
-    metric = target["name"].partition(" ")[2] or target["name"]
+    metric = (target["name"].partition(" ")[2] or target["name"]).replace("_", " ")
+    brief = is_agreement(target)
     basis = (
         f"Intervals are 95 %, over {target['images']} resampled images, the same for all runs: "
         "differences are paired."
@@ -111,7 +117,12 @@ def target_section(model: str, target: Data, samples: Sequence[Sample], anchor: 
         else f"Derived figures have no interval: {target['why_no_samples']}."
     )
     parts = [f'<h2 id="{anchor}">{escape(title)}</h2>']
-    if full is not None:
+    if brief:
+        parts.append(
+            f'<p class="lead">{escape(metric)}: how far a run answers, or ranks, as full precision '
+            f"does, right or wrong; 100 is full agreement. {escape(basis)}</p>"
+        )
+    elif full is not None:
         whole = f"full precision {estimate(full)}"
         parts.append(f'<p class="lead">{escape(metric)}: {whole}. {escape(basis)}</p>')
     else:
@@ -126,7 +137,8 @@ def target_section(model: str, target: Data, samples: Sequence[Sample], anchor: 
             "Points are runs; the line joins those that no smaller run beats, dashes are full "
             "precision. The best of many runs is the luckiest, too: read fronts with the intervals "
             "of the table below.",
-            _charts(charts.pareto(target, series), series) + _bins(target),
+            _charts(charts.pareto(target, series, fronts_only=brief), series)
+            + ("" if brief else _bins(target)),
         ),
         (
             "One component at a time",
@@ -141,7 +153,7 @@ def target_section(model: str, target: Data, samples: Sequence[Sample], anchor: 
         (
             "All at one width, one component spared",
             "What giving one component back to full precision recovers, and its share of the loss.",
-            _spared(target),
+            "" if brief else _spared(target),
         ),
         (
             "Importance by range of widths",
@@ -192,14 +204,16 @@ def _bins(target: Data) -> str:
         bins.setdefault(row["low"], {})[row["grid"]] = row
     rows = []
     for low, members in bins.items():
-        best = max(member["score"]["value"] for member in members.values())
         cells = [f"{low:g} to {low + 0.5:g}"]
         for label in labels:
             member = members.get(label)
             if member is None:
                 cells.append("")
                 continue
-            marked = " class=best" if member["score"]["value"] == best else ""
+            behind = member["behind"]
+            marked = " class=best" if behind is None else ""
+            if behind is not None and behind["high"] is not None and behind["high"] >= 0.0:
+                marked = " class=tie"
             cells.append(
                 f"<td{marked}>{estimate(member['score'])}<br><small>"
                 f"{escape(member['widths'])} at {member['bpw']:.2f}</small>"
@@ -207,8 +221,9 @@ def _bins(target: Data) -> str:
         rows.append(cells)
     caption = (
         f"The best run of every method by bits per weight, up to {MAX_BIN:g}, with its widths "
-        f"({', '.join(target['grids'][0]['factors'])}) and size. The best of a row is marked; "
-        "within a row larger runs have an advantage."
+        f"({', '.join(target['grids'][0]['factors'])}) and size. The best of a row is marked, and "
+        "lightly those that a paired interval does not tell from it; within a row larger runs have "
+        "an advantage."
     )
     return table(["bits", *labels], rows, caption=caption)
 
@@ -248,7 +263,8 @@ def _heat(target: Data) -> str:
             cells = "".join(_heat_cell(known.get((name, width)), most) for width in widths)
             body.append(f"<tr><th scope=row>{escape(name)}{cells}")
     heads = "".join(f"<th scope=col>{width:g} bits" for width in widths)
-    return _heat_table("difference to full precision", heads, body)
+    note = '<p class="note">Difference to full precision.</p>'
+    return note + _heat_table("", heads, body)
 
 
 def _heat_table(corner: str, heads: str, body: Sequence[str]) -> str:
@@ -286,7 +302,7 @@ def _heat_of_parts(target: Data) -> str:
     heads = "".join(
         f"<th scope=col>{width:g} bits<br>{kind or 'both'}" for width in widths for kind in types
     )
-    return _heat_table("block and layer type", heads, body)
+    return _heat_table("", heads, body)
 
 
 def _place_and_type(factor: str) -> tuple[str, str]:
@@ -373,7 +389,9 @@ def _importance(target: Data) -> str:
         return ""
     heads = ["grid, range", "cells", "deviation", "noise", "shares, %", "Shapley, %", "how"]
     inner = table(heads, rows)
-    return f"<details><summary>All shares</summary>{inner}</details>"
+    # Where nothing could be drawn the table is all there is.
+    drawn = any(part["kind"] != "refused" for g in target["grids"] for part in g["importance"])
+    return f"<details{'' if drawn else ' open'}><summary>All shares</summary>{inner}</details>"
 
 
 def _interactions(target: Data) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from mmq_evals.study.importance import NOISY
 from mmq_evals.study.report.charts import main_grids
-from mmq_evals.study.text import number, percent
+from mmq_evals.study.text import certain_text, number, percent
 
 Data = Mapping[str, Any]
 GOAL = 0.98
@@ -46,11 +46,17 @@ def _size(target: Data) -> str:
     text = (
         f"{goal} from {row['bpw']:.2f} bits per weight: {label} {row['widths']}, "
         f"{number(row['score'])} against {number(target['full'])}"
+        f"{certain_text(row)}"
     )
     others = sorted((r["bpw"], name) for name, r in reached.items() if name != label)
     if others:
-        text += "; " + ", ".join(f"{name} from {size:.2f}" for size, name in others)
+        text += ". Others: " + ", ".join(_from(size, name, reached) for size, name in others)
     return text + "."
+
+
+def _from(size: float, name: str, reached: Mapping[str, Data]) -> str:
+    certain = reached[name]["certain"]
+    return f"{name} from {size:.2f}" + ("" if certain is None else f" ({certain:.2f})")
 
 
 def _part(grid: Data, *names: str) -> Data | None:
