@@ -30,7 +30,7 @@ from mmq.calibrate import (
     run_block,
 )
 from mmq.checkpoint import MANIFEST_ATTRIBUTE
-from mmq.device import device_of
+from mmq.device import check_cuda, device_of
 from mmq.errors import MmqError
 from mmq.grid import check_weight
 from mmq.hessian import InputStats
@@ -283,7 +283,10 @@ class _Run:
 
 
 def _check_weights(model: nn.Module, decided: Plan) -> None:
-    for unit, _ in decided.quantized():
+    units = [unit for unit, _ in decided.quantized()]
+    if units and on_cuda(weight := dense_linear(model, units[0].path).weight):
+        check_cuda(weight)
+    for unit in units:
         weight = dense_linear(model, unit.path).weight
         check_weight(weight, unit.path)
         if on_cuda(weight) and weight.dtype not in (torch.float16, torch.bfloat16):
