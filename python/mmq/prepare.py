@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmq.correction import corrects
-from mmq.device import device_of
+from mmq.device import check_cuda, device_of
 from mmq.errors import MmqError
 from mmq.grid import check_weight
 from mmq.models import architecture_of
@@ -27,7 +27,10 @@ MICRO_BATCH: Final = 8  # Rows of equal shape run together; results change by ro
 
 def check_weights(model: nn.Module, decided: Plan) -> None:
     """Refuses weights that are not finite, or that the kernels of the device do not multiply."""
-    for unit, _ in decided.quantized():
+    units = [unit for unit, _ in decided.quantized()]
+    if units and on_cuda(weight := dense_linear(model, units[0].path).weight):
+        check_cuda(weight)
+    for unit in units:
         weight = dense_linear(model, unit.path).weight
         check_weight(weight, unit.path)
         if on_cuda(weight) and weight.dtype not in (torch.float16, torch.bfloat16):
