@@ -3,7 +3,7 @@
 # make study  the full grids of widths and methods on the built-in models; a table in out/study
 # make test   lint, types, native tests, Python tests; with nvcc the CUDA kernels on the interpreter
 # make emoji  fetch emoji from the npm registry and make a retrieval set of them
-# make test-gpu   the CUDA tests on this machine's GPU, with their times
+# make test-gpu   the CUDA tests on this machine's GPU; their times go to out/test-gpu.xml
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
@@ -23,8 +23,8 @@ NATIVE_FLAGS = -S . -G Ninja -DMMQ_PYTHON=OFF -DMMQ_TESTS=ON
 export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo study test test-gpu env build lint types native sanitize unit bench bench-plot emoji allocate-table \
-  wheel wheel-check lines clean
+.PHONY: demo study test test-gpu env build lint types native sanitize unit bench bench-plot eval-table \
+  allocate-table emoji wheel wheel-check lines clean
 
 demo: build
 	$(BIN)/mmq demo --out $(OUT)/demo
@@ -81,7 +81,8 @@ unit: build
 # The same tests with a real device in the interpreter's place; needs a torch that has CUDA.
 test-gpu: build
 	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
-	  MMQ_TEST_GPU=1 MMQ_REQUIRE=cuda $(BIN)/pytest -k cuda --durations=0 $(GPU_TESTS); \
+	  MMQ_TEST_GPU=1 MMQ_REQUIRE=cuda $(BIN)/pytest -k cuda --durations=0 \
+	    --junitxml=$(OUT)/test-gpu.xml $(GPU_TESTS); \
 	else echo "test-gpu: skipped, this machine (or this torch) has no CUDA device"; fi
 
 # A retrieval set with a held-out rendering, from packages of the npm registry: 157 MB, not shipped.
@@ -93,6 +94,10 @@ emoji: env
 	mkdir -p $(OUT)/emoji-packages
 	cd $(OUT)/emoji-packages && npm pack --silent $(EMOJI_PACKAGES)
 	$(BIN)/python -m mmq_evals.data.emoji $(OUT)/emoji-packages $(OUT)/emoji
+
+# The tiny models at full precision, 4 and 3 bits: intervals, flips, paired tests and KL as one table.
+eval-table: build
+	$(BIN)/python tests/quant_table.py --out $(OUT)/eval-table
 
 # packed_gemm beside torch and other libraries, with met or short per cell. ggml is compiled for
 # this machine, which takes some minutes once.

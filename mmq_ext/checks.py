@@ -22,10 +22,12 @@ def require(ok: bool, op: str, expected: str, got: object) -> None:
 
 def check(op: str, name: str, tensor: Tensor, dtype: torch.dtype, *shape: int | None) -> None:
     """Refuses a tensor whose dtype, rank or sizes (None = any) are not the expected ones."""
-    # Messages are made on failure only: these checks run at every call of a kernel.
+    # These checks run at every call of a kernel: one comparison if all is well and no size is None.
+    sizes = tensor.shape
+    if tensor.dtype == dtype and sizes == shape:
+        return
     if tensor.dtype != dtype:
         require(False, op, f"{name} of {dtype}", tensor.dtype)
-    sizes = tensor.shape
     if len(sizes) != len(shape) or any(
         want is not None and want != have for want, have in zip(shape, sizes, strict=True)
     ):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from mmq_ext.checks import require
 
 Tensors = Mapping[str, Tensor]
+Answer = TypeVar("Answer")
 
 
 class CudaDevice:
@@ -51,7 +52,7 @@ def stream_of(tensor: Tensor) -> int:
     return _device.stream(tensor)
 
 
-def ask(tensor: Tensor, function: Callable[..., int], *numbers: int) -> int:
+def ask(tensor: Tensor, function: Callable[..., Answer], *numbers: int) -> Answer:
     """``function(*numbers)``, a question to the library whose answer depends on the device."""
     with _device.current(tensor):
         return function(*numbers)

@@ -88,11 +88,12 @@ def cpu_affine_kind(affine: Tensor, n: int, groups: int) -> int:
 
 def check_cpu_affine(op: str, affine: Tensor, n: int, groups: int) -> None:
     """Refuses what :func:`cpu_affine` cannot have made of [n, groups] scales."""
-    _check_affine_dtype(op, affine)
+    dtype = affine.dtype
+    _check_affine_dtype(op, dtype)
     size = affine_floats(n, groups)
-    if cpu_affine_kind(affine, n, groups) == 0:
+    if dtype != torch.float32 and affine.numel() != size:
         size //= 2
-    check(op, "affine", affine, affine.dtype, size)
+    check(op, "affine", affine, dtype, size)
 
 
 def cuda_affine(scales: Tensor, zeros: Tensor | None, bits: int, float_zero: bool) -> Tensor:
@@ -121,18 +122,14 @@ def cuda_affine_kind(affine: Tensor) -> int:
     return affine.dim() - 2
 
 
-def _check_affine_dtype(op: str, affine: Tensor) -> None:
-    require(
-        affine.dtype in (torch.float32, torch.float16, torch.bfloat16),
-        op,
-        "affine of float32, float16 or bfloat16",
-        affine.dtype,
-    )
+def _check_affine_dtype(op: str, dtype: torch.dtype) -> None:
+    known = dtype in (torch.float32, torch.float16, torch.bfloat16)
+    require(known, op, "affine of float32, float16 or bfloat16", dtype)
 
 
 def check_cuda_affine(op: str, affine: Tensor, n: int, groups: int) -> None:
     """Refuses what :func:`cuda_affine` cannot have made of [n, groups] scales."""
-    _check_affine_dtype(op, affine)
+    _check_affine_dtype(op, affine.dtype)
     half = affine.dtype != torch.float32
     shape = (groups, cuda_padded(n))
     last = () if half and affine.dim() == 2 else (2,)

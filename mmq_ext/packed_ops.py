@@ -200,12 +200,9 @@ def packed_gemm_out(
 ) -> Tensor:
     op = "packed_gemm"
     check_bits(op, bits)
-    require(
-        x.dtype in (torch.float32, torch.float16, torch.bfloat16),
-        op,
-        "x of float32, float16 or bfloat16",
-        x.dtype,
-    )
+    dtype = x.dtype
+    known = dtype in (torch.float32, torch.float16, torch.bfloat16)
+    require(known, op, "x of float32, float16 or bfloat16", dtype)
     cuda = on_cuda(x)
     if cuda:
         _check_cuda_gemm(x, mode)

@@ -32,7 +32,7 @@ from mmq.errors import MmqError
 from mmq.linear import QuantLinear
 from mmq.models import architecture_of, resolve
 from mmq.outputs import OutputDivergence, gradient_energies, predictions
-from mmq.quantize import calibration_batches
+from mmq.prepare import calibration_batches
 from mmq.recipe import load_recipe, parse_recipe
 from mmq.sensitivity import Bank, Choice, ErrorTable, UnitErrors, measure_errors
 from mmq_evals.metrics.agreement import token_agreement

@@ -77,7 +77,10 @@ def test_eval_of_the_packed_folder_against_full_precision(
     assert main(["eval", str(packed), *limit, *given]) == 0
     assert "vqa: 16 rows" in capsys.readouterr().out
     result = json.loads((tmp_path / "4bit" / "result.json").read_text())
-    assert "against_reference" in result["tasks"]["vqa"]
+    agreement = result["tasks"]["vqa"]["against_reference"]["agreement"]
+    # The reference's model was found where the reference run says.
+    assert agreement["logit KL"]["value"] > 0.0
+    assert agreement["flipped answers"]["samples"] == 16
     assert len((tmp_path / "4bit" / "vqa.jsonl").read_text().splitlines()) == 16
 
 

@@ -15,7 +15,7 @@ from shapes import problem
 from simulated import cuda_kernels, on_gpu, simulated_cuda
 
 import mmq_ext
-from mmq.device import check_kernels, device_of, find_device
+from mmq.device import check_cuda, check_kernels, device_of, find_device
 from mmq.errors import MmqError
 from mmq.linear import QuantLinear
 from mmq.quantize import quantize
@@ -275,3 +275,23 @@ def test_quantizing_a_float32_model_on_cuda_is_refused_before_anything_changes(i
     with cuda_kernels(), pytest.raises(MmqError, match=r"expected float16 or bfloat16 weights"):
         quantize(model, Recipe.simple("rtn", 4))
     assert not any(isinstance(module, QuantLinear) for module in model.modules())
+
+
+@needs_cuda
+@pytest.mark.skipif(on_gpu(), reason="pretends to be other machines")
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [({"pretend": "no-driver"}, "no NVIDIA driver"), ({"capability": 75}, "7.5")],
+)
+def test_quantizing_where_the_kernels_cannot_run_is_refused(isa, settings, word):
+    from tiny_models import llava
+
+    model = llava().to(torch.bfloat16)
+    with simulated_cuda(**settings), pytest.raises(MmqError, match=r"^device: expected one that"):
+        quantize(model, Recipe.simple("rtn", 4))
+    with simulated_cuda(**settings), pytest.raises(MmqError, match=word) as caught:
+        check_cuda(torch.empty(0))
+    assert "\n" not in str(caught.value)
+    assert not any(isinstance(module, QuantLinear) for module in model.modules())
+    with simulated_cuda():
+        check_cuda(torch.empty(0))

@@ -81,6 +81,27 @@ def test_any_number_of_processes(
     assert files_of(out) == files_of(tmp_path / "full")
 
 
+def test_logits_resume_too(coco: Path, tmp_path: Path) -> None:
+    full, processor = eval_models.blip2("caption")
+    model, _ = eval_models.blip2("caption")
+    with torch.no_grad():
+        model.language_projection.weight.mul_(1.5)
+    run = (model, processor, ["captioning"])
+    settings: dict[str, Any] = {"data": coco, "batch_size": 1}
+    evaluate(full, *run[1:], out_dir=tmp_path / "full", **settings)
+    settings |= {"reference": tmp_path / "full", "reference_model": full}
+    evaluate(*run, out_dir=tmp_path / "a", **settings)
+    expected, out = files_of(tmp_path / "a"), tmp_path / "b"
+    assert "captioning.logits.jsonl" in expected
+    assert not predict_shard(*run, Shard(1, 2), out_dir=out, **settings)
+    part = out / "captioning-logits.1-of-2.jsonl.part"
+    assert len(part.read_text().splitlines()) == 2
+    part.write_bytes(part.read_bytes()[:-30])  # killed in the second
+    assert [predict_shard(*run, Shard(r, 3), out_dir=out, **settings) for r in range(3)][-1]
+    evaluate(*run, out_dir=out, **settings)
+    assert files_of(out) == expected
+
+
 def test_features_serve_other_runs(coco: Path, tmp_path: Path) -> None:
     """A changed Q-Former finds the vision outputs, a changed vision tower or image does not."""
     model, processor = eval_models.blip2("retrieval")

@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import eval_models
+import numpy as np
 import pytest
 import torch
 
+from mmq_evals.compare import compare
+from mmq_evals.data import layouts
 from mmq_evals.errors import EvalError
 from mmq_evals.run import evaluate, format_result, protocol_hash, read_result
+from mmq_evals.tasks.captioning import PROTOCOLS
+from mmq_evals.tasks.generation import Answer, Asking, forced_logits
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +121,83 @@ def test_reference(model: tuple[Any, Any], coco: Path, tmp_path: Path) -> None:
         )
 
 
+def test_logits_against_the_reference(model: tuple[Any, Any], coco: Path, tmp_path: Path) -> None:
+    eval_models.gqa(coco)
+    full, processor = model
+    tasks = ["captioning", "gqa"]
+    settings: dict[str, Any] = {"data": coco, "batch_size": 3}
+    evaluate(full, processor, tasks, out_dir=tmp_path / "full", **settings)
+    settings |= {"reference": tmp_path / "full", "reference_model": full}
+    same = evaluate(full, processor, tasks, out_dir=tmp_path / "same", **settings)
+    for entry in same["tasks"].values():
+        agreement = entry["against_reference"]["agreement"]
+        assert agreement["logit KL"]["value"] == 0.0
+        assert agreement["same first token"]["value"] == 1.0
+    changed, _ = eval_models.blip2("caption")
+    with torch.no_grad():
+        for weight in changed.language_model.parameters():
+            weight.mul_(1.1)
+    result = evaluate(changed, processor, tasks, out_dir=tmp_path / "b", **settings)
+    entry = result["tasks"]["captioning"]["against_reference"]
+    found = entry["agreement"]
+    # By hand, one image at a time, on the tokens of the reference's rows.
+    kl, same_first = [], []
+    items = layouts.captions(coco).items
+    prompt, generation = PROTOCOLS["lavis"]
+    for item, row in zip(items, read_rows(tmp_path / "full" / "captioning.jsonl"), strict=True):
+        asking = Asking((prompt,), generation)
+        logits = [
+            forced_logits(each, processor, [item.image()], asking, [row["tokens"]])[0].double()
+            for each in (full, changed)
+        ]
+        p, q = (each.log_softmax(dim=1) for each in logits)
+        kl.append((p.exp() * (p - q)).sum(dim=1))
+        same_first.append(p.argmax(dim=1) == q.argmax(dim=1))
+    assert found["logit KL"]["value"] == pytest.approx(
+        float(torch.stack([each.mean() for each in kl]).mean()), rel=1e-3
+    )
+    assert found["logit KL"]["value"] > 1e-4
+    assert found["logit KL"]["low"] <= found["logit KL"]["value"] <= found["logit KL"]["high"]
+    p99 = np.quantile(torch.cat(kl).numpy(), 0.99)
+    percentile = found["logit KL, 99th percentile over tokens"]["value"]
+    assert percentile == pytest.approx(p99, rel=1e-3)
+    assert found["same first token"]["value"] == pytest.approx(
+        float(torch.cat(same_first).double().mean())
+    )
+    assert "logit KL: " in format_result(result)
+    rows = read_rows(tmp_path / "b" / entry["logits"])
+    assert [len(row["kl"]) for row in rows] == [len(each) for each in kl]
+    # A comparison of the two runs shows them, too; that of others has none.
+    compared = compare(tmp_path / "full", tmp_path / "b")["captioning"]["agreement"]
+    assert compared["logit KL"] == found["logit KL"]
+    assert "logit KL" not in compare(tmp_path / "b", tmp_path / "full")["captioning"]["agreement"]
+    settings |= {"reference_model": changed, "out_dir": tmp_path / "c"}
+    with pytest.raises(EvalError, match="reference_model: expected the model of"):
+        evaluate(full, processor, tasks, **settings)
+    assert not (tmp_path / "c").exists()
+
+
+def test_logits_that_are_not_finite(model: tuple[Any, Any], coco: Path, tmp_path: Path) -> None:
+    """A collapsed model is reported, not fatal."""
+    full, processor = model
+    evaluate(full, processor, ["captioning"], out_dir=tmp_path / "full", data=coco)
+    broken, _ = eval_models.blip2("caption")
+    with torch.no_grad():
+        broken.language_projection.weight.fill_(3e38)
+    result = evaluate(
+        *(broken, processor, ["captioning"]),
+        out_dir=tmp_path / "b",
+        data=coco,
+        reference=tmp_path / "full",
+        reference_model=full,
+    )
+    agreement = result["tasks"]["captioning"]["against_reference"]["agreement"]
+    assert "logit KL" not in agreement
+    assert agreement["same first token"]["value"] == 0.0
+    rows = read_rows(tmp_path / "b" / "captioning.logits.jsonl")
+    assert rows[0]["kl"][0] is None
+
+
 def test_reference_of_retrieval(coco: Path, tmp_path: Path) -> None:
     model, processor = eval_models.blip2("retrieval")
     full = evaluate(model, processor, None, out_dir=tmp_path / "full", data=coco)
@@ -187,7 +269,7 @@ def test_predictions_cannot_break_lines(
 ) -> None:
     garbage = ["a\nb\u2028c\x85d", "", "\ufffd" * 3, "x" * 10_000]
     monkeypatch.setattr(
-        "mmq_evals.tasks.captioning.generate", lambda *args, **kwargs: list(garbage)
+        "mmq_evals.tasks.captioning.generate", lambda *_: [Answer(text, (2,)) for text in garbage]
     )
     result = evaluate(*model, ["captioning"], out_dir=tmp_path / "out", data=coco, batch_size=4)
     assert [r["prediction"] for r in read_rows(tmp_path / "out" / "captioning.jsonl")] == garbage

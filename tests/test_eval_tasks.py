@@ -24,6 +24,7 @@ from mmq_evals.summary import agreement_rows, paired_rows, score_rows
 from mmq_evals.tasks import base
 from mmq_evals.tasks.build import build_tasks, model_class, tasks_for
 from mmq_evals.tasks.captioning import Captioning
+from mmq_evals.tasks.generation import Asking, Generation, forced_logits, generate
 from mmq_evals.tasks.matching import prepare_text
 from mmq_evals.tasks.retrieval import Retrieval
 from mmq_evals.tasks.vqa import PROTOCOLS, VisualQuestions
@@ -71,43 +72,89 @@ def agreement(task: Any, rows: Any, reference: Any) -> dict[str, float]:
 # ---- generation ----------------------------------------------------------------------------------
 
 
+RED = eval_models.Image.new("RGB", (20, 12), eval_models.COLORS["red"])
+
+
+def say(model: Any, processor: Any, prompts: list[str], *settings: Any, **named: Any) -> list[str]:
+    asking = Asking(tuple(prompts), Generation(*settings, **named))
+    return [answer.text for answer in generate(model, processor, [RED] * len(prompts), asking)]
+
+
 @pytest.mark.parametrize("kind", ["caption", "t5", "llava"])
 def test_generate_returns_new_text_only_and_batches_agree(kind: str) -> None:
-    model, processor = eval_models.llava() if kind == "llava" else eval_models.blip2(kind)
-    image = eval_models.Image.new("RGB", (20, 12), eval_models.COLORS["red"])
+    model = eval_models.llava() if kind == "llava" else eval_models.blip2(kind)
     mark = "<image> " if kind == "llava" else ""
     prompts = [mark + "a photo of", mark + "what color is it ? the left or right square", mark]
-    settings = base.Generation(6, min_new_tokens=6)
-    batched = base.generate(model, processor, [image] * 3, prompts, settings)
-    single = [base.generate(model, processor, [image], [p], settings)[0] for p in prompts]
-    assert batched == single
+    batched = say(*model, prompts, 6, min_new_tokens=6)
+    assert batched == [say(*model, [p], 6, min_new_tokens=6)[0] for p in prompts]
     # Six new tokens, special ones dropped; the prompt's words are not put in front.
     assert all(len(text.split()) <= 6 for text in batched)
-    words = base.Generation(6, min_new_tokens=6, num_beams=3, length_penalty=-1.0)
-    assert base.generate(model, processor, [image], prompts[:1], words)
+    assert say(*model, prompts[:1], 6, min_new_tokens=6, num_beams=3, length_penalty=-1.0)
+
+
+@pytest.mark.parametrize("kind", ["caption", "t5", "llava"])
+def test_forced_logits_are_those_that_chose_the_answer(kind: str) -> None:
+    model, processor = eval_models.llava() if kind == "llava" else eval_models.blip2(kind)
+    mark = "<image> " if kind == "llava" else ""
+    prompts = (mark + "a photo of", mark + "what color is it ? the left or right square", mark)
+    asking = Asking(prompts, Generation(6))
+    answers = generate(model, processor, [RED] * 3, asking)
+    # Answers of different length, the last cut short.
+    tokens = [list(answer.tokens) for answer in answers]
+    tokens[2] = tokens[2][:2]
+    logits = forced_logits(model, processor, [RED] * 3, asking, tokens)
+    checked = 0
+    for rows, row in zip(logits, tokens, strict=True):
+        assert rows.shape == (len(row), len(processor.tokenizer))
+        assert rows.dtype == torch.float32
+        # An untrained model may say a token beyond the tokenizer's, which KL leaves out.
+        said = [token for token in row if token < rows.shape[1]]
+        chosen = zip(rows.argmax(dim=1).tolist(), row, strict=True)
+        assert [best for best, token in chosen if token < rows.shape[1]] == said
+        checked += len(said)
+    assert checked >= 4
+    one = Asking(prompts[1:2], asking.generation)
+    # The longest prompt is not padded. (Others are between image and text by the BLIP-2 processor,
+    # which T5 with its relative positions notices.)
+    alone = forced_logits(model, processor, [RED], one, tokens[1:2])[0]
+    torch.testing.assert_close(logits[1], alone, rtol=0, atol=1e-4)
+    # Another answer moves every position after its change and none before.
+    tokens[0][1] = 7 if tokens[0][1] != 7 else 8
+    moved = forced_logits(model, processor, [RED] * 3, asking, tokens)[0]
+    torch.testing.assert_close(moved[:2], logits[0][:2], rtol=0, atol=1e-5)
+    assert (moved[2:] - logits[0][2:]).abs().amax() > 1e-3
+    with pytest.raises(EvalError, match="at least one token in every answer"):
+        forced_logits(model, processor, [RED], one, [[]])
+
+
+def test_an_answer_ends_with_its_end_token(caption_model: tuple[Any, Any]) -> None:
+    model, processor = caption_model
+    asking = Asking(("a photo of",), Generation(6))
+    whole = generate(model, processor, [RED], asking)[0].tokens
+    end = whole[2]
+    model.generation_config.eos_token_id, kept = [end, 2], model.generation_config.eos_token_id
+    try:
+        assert generate(model, processor, [RED], asking)[0].tokens == whole[: whole.index(end) + 1]
+    finally:
+        model.generation_config.eos_token_id = kept
 
 
 def test_generate_cuts_the_prompt(caption_model: tuple[Any, Any]) -> None:
     model, processor = caption_model
-    image = eval_models.Image.new("RGB", (20, 12), eval_models.COLORS["red"])
-    settings = base.Generation(4, min_new_tokens=4)
-    long = base.generate(
-        model, processor, [image], ["a photo of red blue green"], settings, max_prompt_tokens=4
-    )
-    short = base.generate(model, processor, [image], ["a photo of"], settings)
-    assert long == short
+    settings = Generation(4, min_new_tokens=4)
+    long = generate(model, processor, [RED], Asking(("a photo of red blue green",), settings, 4))
+    assert long == generate(model, processor, [RED], Asking(("a photo of",), settings))
 
 
 def test_a_processor_that_hides_the_image_is_refused() -> None:
     model, processor = eval_models.blip2("caption")
     processor.num_query_tokens = None
-    image = eval_models.Image.new("RGB", (20, 12))
     with pytest.raises(EvalError, match="expected image tokens"):
-        base.generate(model, processor, [image], ["a photo of"], base.Generation(4))
+        generate(model, processor, [RED], Asking(("a photo of",), Generation(4)))
 
 
 def test_generation_arguments() -> None:
-    assert base.Generation(5).arguments() == {
+    assert Generation(5).arguments() == {
         "do_sample": False,
         "num_beams": 1,
         "max_new_tokens": 5,

@@ -8,10 +8,12 @@ import random
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mmq_evals.errors import EvalError
 from mmq_evals.metrics import cider, java, meteor, spice
+from mmq_evals.metrics.java import meteor_from_statistics
 from mmq_evals.metrics.tokenize import sanitize, tokenize_all, tokenize_py
 from mmq_evals.score import format_scores, score_captions
 
@@ -55,6 +57,35 @@ def test_meteor_equals_pycocoevalcap() -> None:
     assert list(ours.per_image.values()) == per_image
     # The corpus value is the aggregate of summed statistics, not the mean.
     assert abs(ours.corpus - sum(per_image) / len(per_image)) > 1e-3
+
+
+@needs_java
+def test_meteor_of_statistics_is_the_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that its interval comes from resampled sums; per image and of every corpus."""
+    refs, hyps = natural_captions(20)
+    hyps |= {"same": refs["0"][0], "none": "x", "empty": ""}
+    refs |= dict.fromkeys(("same", "none", "empty"), refs["0"])
+    # Synonyms and paraphrases.
+    hyps |= {"large": "a big dog", "person": "a man on a horse"}
+    hyps["house"] = "dogs of the large house run in the park quickly"
+    refs |= {"large": ["a large dog"], "person": ["a person rides a horse"]}
+    refs["house"] = ["the big dogs of the house are running quickly in a park"]
+    weights = java._METEOR_WEIGHTS
+    for ids in (["0", "1", "same"], ["none", "empty"], list(hyps)):
+        theirs = meteor({key: refs[key] for key in ids}, {key: hyps[key] for key in ids})
+        statistics, values = np.array(theirs.statistics), list(theirs.per_image.values())
+        np.testing.assert_allclose(meteor_from_statistics(statistics), values, rtol=0, atol=1e-12)
+        corpus = float(meteor_from_statistics(statistics.sum(axis=0)))
+        assert corpus == pytest.approx(theirs.corpus, abs=1e-12)
+    found = score_captions(refs, hyps, metrics=["meteor"])["scores"]["meteor"]
+    assert found["low"] < found["value"] < found["high"]
+    # A fifth more of weight on exact matches, synonyms or paraphrases would be noticed. (The
+    # program has found no stems, even of words such as "walks" and "walking".)
+    for kind in (0, 2, 3):
+        monkeypatch.setattr(
+            java, "_METEOR_WEIGHTS", weights * np.where(np.arange(4) == kind, 1.2, 1)
+        )
+        assert np.abs(meteor_from_statistics(statistics) - values).max() > 1e-3, kind
 
 
 @needs_java

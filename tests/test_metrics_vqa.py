@@ -143,3 +143,18 @@ def test_gqa_protocols_all_differ_on_the_cases() -> None:
     assert len(set(columns)) == 5
     with pytest.raises(EvalError, match="expected one of"):
         gqa_accuracy("yes", "yes", "always")
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    ["", " ", "\ufffd", "\x00\x01\x1b[0m", "a\u2028b\u2029c\x85d\x0be", "x" * 10_000,
+     "." * 10_000, "1,000 " * 2_000, "n't " * 2_500],
+)  # fmt: skip
+def test_garbage_never_raises_and_is_only_right_as_itself(garbage: str) -> None:
+    for protocol in vqa.PROTOCOLS:
+        assert vqa_accuracy(garbage, ["red"] * 5 + ["blue"] * 5, protocol) == 0.0
+        assert vqa_accuracy("red", [garbage] * 5 + ["red"] * 5, protocol) == 1.0
+        assert vqa_accuracy(garbage, [garbage] * 10, protocol) == 1.0 or protocol == "official-2017"
+        assert exact_match(garbage, "red", protocol) == 0.0
+    for protocol in gqa.PROTOCOLS:
+        assert gqa_accuracy(garbage, "red", protocol) == 0.0

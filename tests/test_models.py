@@ -128,37 +128,93 @@ def test_fold_check_can_fail() -> None:
     assert ((tiny.outputs(model)[0] - before).abs().max() / before.abs().max()) > 1e-4
 
 
-def test_folds_agree_with_the_table() -> None:
-    """Which linears take a fold, per architecture, as the paths below one block."""
+_QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+_VIT = {
+    "self_attn.qkv": "layer_norm1",
+    "self_attn.projection": "self_attn.qkv",
+    "mlp.fc1": "layer_norm2",
+}
+_QFORMER = {
+    "attention.output.dense": "attention.attention.value",
+    "crossattention.output.dense": "crossattention.attention.value",
+}
+_T5_SELF = {f"layer.0.SelfAttention.{name}": "layer.0.layer_norm" for name in "qkv"} | {
+    "layer.0.SelfAttention.o": "layer.0.SelfAttention.v"
+}
 
-    def folded(model: nn.Module, stack: str, block: int) -> dict[str, str]:
-        prefix = re.compile(r".*?\.(?:layers|layer|block)\.\d+\.")
-        return {
-            prefix.sub("", unit.path, count=1): prefix.sub("", unit.fold.producer, count=1)
-            for unit in models.resolve(model)
-            if unit.stack == stack and unit.block == block and unit.fold is not None
-        }
 
-    opt = tiny.blip2_opt()
-    assert folded(opt, "vision", 0) == {
-        "self_attn.qkv": "layer_norm1",
-        "self_attn.projection": "self_attn.qkv",
+def _t5_mlp(layer: int) -> dict[str, str]:
+    mlp = f"layer.{layer}.DenseReluDense"
+    norm = f"layer.{layer}.layer_norm"
+    return {f"{mlp}.wi_0": norm, f"{mlp}.wi_1": norm, f"{mlp}.wo": f"{mlp}.wi_1"}
+
+
+# Every linear of a block that takes a fold, and its producer; no other linear does.
+FOLDS: dict[tuple[str, str], dict[str, str]] = {
+    ("blip2-opt", "vision"): _VIT,
+    ("blip2-opt", "qformer"): _QFORMER,
+    ("blip2-opt", "decoder"): {
+        **dict.fromkeys(_QKV, "self_attn_layer_norm"),
+        "self_attn.out_proj": "self_attn.v_proj",
+        "fc1": "final_layer_norm",
+        "fc2": "fc1",
+    },
+    ("blip2-t5", "vision"): _VIT,
+    ("blip2-t5", "qformer"): _QFORMER,
+    ("blip2-t5", "encoder"): {**_T5_SELF, **_t5_mlp(1)},
+    ("blip2-t5", "decoder"): {
+        **_T5_SELF,
+        "layer.1.EncDecAttention.q": "layer.1.layer_norm",
+        "layer.1.EncDecAttention.o": "layer.1.EncDecAttention.v",
+        **_t5_mlp(2),
+    },
+    ("blip2-retrieval", "vision"): _VIT,
+    ("blip2-retrieval", "qformer"): _QFORMER,
+    ("llava", "vision"): {
+        **dict.fromkeys(_QKV, "layer_norm1"),
+        "self_attn.out_proj": "self_attn.v_proj",
         "mlp.fc1": "layer_norm2",
+    },
+    ("llava", "decoder"): {
+        **dict.fromkeys(_QKV, "input_layernorm"),
+        "self_attn.o_proj": "self_attn.v_proj",
+        "mlp.gate_proj": "post_attention_layernorm",
+        "mlp.up_proj": "post_attention_layernorm",
+        "mlp.down_proj": "mlp.up_proj",
+    },
+}
+
+
+def folded(model: nn.Module, stack: str, block: int) -> dict[str, str]:
+    """Which linears of a block take a fold into which producer, as paths below the block."""
+    prefix = re.compile(r".*?\.(?:layers|layer|block)\.\d+\.")
+    return {
+        prefix.sub("", unit.path, count=1): prefix.sub("", unit.fold.producer, count=1)
+        for unit in models.resolve(model)
+        if unit.stack == stack and unit.block == block and unit.fold is not None
     }
-    assert folded(opt, "qformer", 0) == {
-        "attention.output.dense": "attention.attention.value",
-        "crossattention.output.dense": "crossattention.attention.value",
-    }
-    assert folded(opt, "decoder", 0)["fc2"] == "fc1"
+
+
+@pytest.mark.parametrize(("name", "stack"), FOLDS)
+def test_folds_agree_with_the_table(name: str, stack: str) -> None:
+    model = tiny.TINY[name]()
+    assert folded(model, stack, 0) == FOLDS[name, stack]
+    stacks = {unit.stack for unit in models.resolve(model) if unit.block is not None}
+    assert stacks == {s for n, s in FOLDS if n == name}
+    heads = [unit for unit in models.resolve(model) if unit.block is None]
+    assert heads
+    assert all(unit.fold is None for unit in heads)  # connectors and other heads
+
+
+def test_no_fold_where_the_configuration_forbids_it() -> None:
+    """OPT with norms behind the residual (as OPT-350M), and with an activation that is no ReLU."""
     gelu = tiny.blip2_opt(activation_function="gelu", do_layer_norm_before=False)
     assert folded(gelu, "decoder", 0) == {"self_attn.out_proj": "self_attn.v_proj"}
-    t5 = folded(tiny.blip2_t5(), "decoder", 1)
-    assert t5["layer.2.DenseReluDense.wo"] == "layer.2.DenseReluDense.wi_1"
-    assert t5["layer.1.EncDecAttention.q"] == "layer.1.layer_norm"
-    assert "layer.1.EncDecAttention.k" not in t5
-    llava = tiny.llava()
-    assert "mlp.fc2" not in folded(llava, "vision", 0)
-    assert folded(llava, "decoder", 0)["mlp.down_proj"] == "mlp.up_proj"
+    plain = tiny.blip2_opt(layer_norm_elementwise_affine=False)
+    assert folded(plain, "decoder", 0) == {
+        "self_attn.out_proj": "self_attn.v_proj",
+        "fc2": "fc1",
+    }
 
 
 def test_value_rows_and_grouped_queries() -> None:

@@ -55,7 +55,7 @@ def test_awkward_shapes(isa, mode, bits):
 
 
 @every_kernel
-@pytest.mark.parametrize("m", [1, 2, 3, 4, 5, 8, 14, 45, 130, 580])
+@pytest.mark.parametrize("m", [1, 2, 3, 4, 5, 8, 14, 45, 65, 97, 130, 580])
 def test_row_counts(isa, mode, m):
     for bits in (3, 8):
         for group_size in (32, 36):
@@ -299,7 +299,10 @@ def test_refusals_say_what_was_expected(change, message):
 
 @every_width
 @pytest.mark.parametrize("isa", [param("avx512")])
-@pytest.mark.parametrize("shape", [(3, 70, 300, 128), (17, 40, 130, 32), (25, 72, 100, 7)])
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 70, 300, 128), (3, 70, 300, 128), (17, 40, 130, 32), (97, 24, 70, 32), (25, 72, 100, 7)],
+)
 def test_integer_products_are_the_same_on_every_instruction_set(isa, shape, bits):
     p = problem(*shape, bits, bias=True)
     with mmq_ext.use_isa(isa):

@@ -185,7 +185,7 @@ def test_awq_scales_preserve_the_function(name: str, monkeypatch: pytest.MonkeyP
     reference = tiny_models.outputs(model)
     scaled: list[str] = []
 
-    def keep(self: Any, unit: Any, layer: Any, stats: Any, scaling: Any) -> None:
+    def keep(self: Any, unit: Any, layer: Any, stats: Any, scaling: Any, *rest: Any) -> None:
         linear = self.model.get_submodule(unit.path)
         self.records.append(None)
         if scaling is not None and scaling.in_scale is not None:
@@ -196,6 +196,7 @@ def test_awq_scales_preserve_the_function(name: str, monkeypatch: pytest.MonkeyP
             scaled.append("in_scale" if scaling.fold is None else "fold")
 
     monkeypatch.setattr(MODULE._Run, "_pack", keep)
+    monkeypatch.setattr(MODULE._Run, "_keep", lambda self, packed: None)
     monkeypatch.setattr(MODULE, "_manifest", lambda *args: None)
     mmq.quantize(model, simple("awq", 3), samples_for(model))
     assert scaled.count("fold") > 5

@@ -83,6 +83,9 @@ struct Activations {
   float* sums;     // [row block][segment][row]: s_x * sum(x_q)
 };
 
+// Horizontal steps: the other half of four lanes, the other lane of two.
+constexpr int kSwapPairs = _MM_SHUFFLE(1, 0, 3, 2), kSwapLanes = _MM_SHUFFLE(2, 3, 0, 1);
+
 // s_x of x[begin, end): max|x| / 127, 0 for zeros, NaN if the maximum is not finite. As integers
 // the magnitudes order like the floats, with infinity and then NaN on top.
 float scale_of(const float* x, int64_t begin, int64_t end) {
@@ -91,10 +94,10 @@ float scale_of(const float* x, int64_t begin, int64_t end) {
   int64_t k = begin;
   for (; k + 8 <= end; k += 8)
     largest = _mm256_max_epi32(largest, _mm256_and_si256(load_vector(x + k), magnitude));
-  alignas(32) int32_t lanes[8];
-  _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), largest);
-  int32_t top = 0;
-  for (int32_t lane : lanes) top = lane > top ? lane : top;
+  __m128i half =
+      _mm_max_epi32(_mm256_castsi256_si128(largest), _mm256_extracti128_si256(largest, 1));
+  half = _mm_max_epi32(half, _mm_shuffle_epi32(half, kSwapPairs));
+  int32_t top = _mm_cvtsi128_si32(_mm_max_epi32(half, _mm_shuffle_epi32(half, kSwapLanes)));
   for (; k < end; ++k) {
     int32_t bits;
     std::memcpy(&bits, x + k, sizeof bits);
@@ -161,41 +164,40 @@ int32_t quantize(const float* x, const Segment& s, float scale, uint8_t* to, int
     }
   }
   put(s.end);
-  alignas(32) int32_t lanes[8];
-  _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), sums);
-  for (int32_t lane : lanes) sum += lane;
-  return sum;
+  __m128i half = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+  half = _mm_add_epi32(half, _mm_shuffle_epi32(half, kSwapPairs));
+  return sum + _mm_cvtsi128_si32(_mm_add_epi32(half, _mm_shuffle_epi32(half, kSwapLanes)));
 }
 
+// All rows of a block, one segment.
 template <int kBits>
-void quantize_block(const PackedGemmArgs& a, const Activations& x, int64_t block) {
+void quantize_segment(const PackedGemmArgs& a, const Activations& x, int64_t block,
+                      int64_t segment) {
+  const Segment& s = x.segments[segment];
   const int64_t first = x.rows.begin(block), count = x.rows.rows(block);
   const int64_t stride = count * kXQuadBytes<kBits>;
-  uint8_t* codes = x.codes + first * x.quads * kXQuadBytes<kBits>;
-  std::memset(codes, 0, static_cast<size_t>(x.quads * stride));
+  uint8_t* codes = x.codes + first * x.quads * kXQuadBytes<kBits> + s.x_quad * stride;
+  std::memset(codes, 0, static_cast<size_t>(s.quads * stride));
+  const int64_t begin = s.group * a.group_size, end = smaller(begin + a.group_size, a.k);
   for (int64_t row = 0; row < count; ++row) {
     const float* from = a.x + (first + row) * a.k;
-    for (int64_t i = 0; i < x.segment_count; ++i) {
-      const Segment& s = x.segments[i];
-      const int64_t begin = s.group * a.group_size;
-      const float scale = scale_of(from, begin, smaller(begin + a.group_size, a.k));
-      int32_t sum = 0;
-      if (scale > 0)  // neither a group of zeros nor NaN
-        sum = quantize<kBits>(from, s, scale, codes + s.x_quad * stride + row * kXQuadBytes<kBits>,
-                              stride);
-      const int64_t at = first * x.segment_count + i * count + row;
-      x.scales[at] = scale;
-      x.sums[at] = scale * static_cast<float>(sum);
-    }
+    const float scale = scale_of(from, begin, end);
+    int32_t sum = 0;
+    if (scale > 0)  // neither a group of zeros nor NaN
+      sum = quantize<kBits>(from, s, scale, codes + row * kXQuadBytes<kBits>, stride);
+    const int64_t at = first * x.segment_count + segment * count + row;
+    x.scales[at] = scale;
+    x.sums[at] = scale * static_cast<float>(sum);
   }
 }
 
 template <int kBits>
 void quantize_rows(const PackedGemmArgs& a, const Activations& x) {
-  parallel_for(x.rows.count, 1 + kMinTaskMacs * x.rows.count / (8 * a.m * a.k + 1),
+  const int64_t tasks = x.rows.count * x.segment_count;
+  parallel_for(tasks, 1 + kMinTaskMacs * tasks / (8 * a.m * a.k + 1),
                [&](int64_t begin, int64_t end) {
-                 for (int64_t block = begin; block < end; ++block)
-                   quantize_block<kBits>(a, x, block);
+                 for (int64_t task = begin; task < end; ++task)
+                   quantize_segment<kBits>(a, x, task / x.segment_count, task % x.segment_count);
                });
 }
 

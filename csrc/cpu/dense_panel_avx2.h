@@ -33,8 +33,9 @@ constexpr int64_t kPanelFloats = 4096;
 constexpr int64_t kChunkTiles = 8;
 constexpr int64_t kFewChunkTiles = 4;
 constexpr int64_t kFewChunkRows = 128;
-// Rows of a task: their sums take 144 KB.
-constexpr int64_t kChunkRows = 576;
+// Rows of a task. Measured: of 289 rows each takes 5 % (AVX-512) to 14 % (AVX2) less time than of
+// 512.
+constexpr int64_t kChunkRows = 320;
 
 // One call of a panel kernel: sums (+)= x . panel over `depth` columns.
 struct PanelOperands {

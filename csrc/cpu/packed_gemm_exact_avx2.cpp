@@ -202,7 +202,9 @@ MMQ_AVX2_END
 
 namespace mmq::cpu::avx2 {
 
-void packed_gemm_exact(const PackedGemmArgs& a) { kByBits[a.bits - kMinBits](a); }
+void packed_gemm_exact(const PackedGemmArgs& a) {
+  if (a.m > 0) kByBits[a.bits - kMinBits](a);
+}
 
 }  // namespace mmq::cpu::avx2
 

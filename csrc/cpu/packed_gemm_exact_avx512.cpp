@@ -188,7 +188,9 @@ MMQ_AVX512_END
 
 namespace mmq::cpu::avx512 {
 
-void packed_gemm_exact(const PackedGemmArgs& a) { kByBits[a.bits - kMinBits](a); }
+void packed_gemm_exact(const PackedGemmArgs& a) {
+  if (a.m > 0) kByBits[a.bits - kMinBits](a);
+}
 
 }  // namespace mmq::cpu::avx512
 

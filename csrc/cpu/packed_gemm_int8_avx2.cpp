@@ -28,6 +28,10 @@ namespace mmq::cpu::avx2 {
 namespace {
 
 constexpr int kFewRows = 4;
+// Measured: up to so many rows decoding again for every 4 of them is cheaper than a panel, but not
+// where codes are widened to 16 bits.
+template <int kBits>
+constexpr int64_t kPanelFromRows = kWide<kBits> ? kFewRows + 1 : 65;
 constexpr int kManyRows = 6;
 constexpr int kPanelTiles = 2;
 constexpr int64_t kPanelBytes = 256 * 1024;  // half of a 512 KB L2 cache
@@ -252,7 +256,7 @@ void multiply_panel(const PackedGemmArgs& a, const Activations& x, int64_t begin
 
 template <int kBits>
 void multiply(const PackedGemmArgs& a, const Segment* segments, int64_t segment_count) {
-  const bool few = a.m <= kFewRows && whole_blocks(a);
+  const bool few = a.m < kPanelFromRows<kBits> && whole_blocks(a);
   const QuantizedActivations<kBits> quantized(a, few ? kFewRows : kManyRows, segments,
                                               segment_count);
   const Activations& x = quantized.get();

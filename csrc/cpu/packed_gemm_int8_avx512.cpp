@@ -5,8 +5,8 @@
 //
 // Few rows: a tile, or two if there is more than one row, is decoded in registers and multiplied by
 // up to 8 rows. Many rows, and groups that are no multiple of a block: a chunk of tiles is unpacked
-// to bytes in the L2 cache, [tile pair][quad][64 bytes], and multiplied 6 rows by 64 outputs; the
-// fp32 sums wait in memory.
+// to bytes in the L2 cache, [tile pair][quad][64 bytes], and multiplied 6 rows by 32 outputs, whose
+// integer and fp32 sums all stay in registers: stores of 64 bytes take two cycles.
 #if defined(__x86_64__)
 
 #include <cstring>
@@ -37,9 +37,10 @@ constexpr int64_t kSingleStreamRows = 1;
 constexpr int64_t kPrefetchBytes = 4096;
 constexpr int kLineBytes = 64;
 constexpr int kManyRows = 6;
-constexpr int kPanelVectors = 4;
-// Measured: up to so many rows decoding again for every 8 of them is cheaper than a panel.
-constexpr int64_t kPanelFromRows = 17;
+constexpr int kPanelVectors = 2;
+// Measured: up to so many rows decoding again for every 8 of them is cheaper than a panel, because
+// it overlaps with the reading of memory.
+constexpr int64_t kPanelFromRows = 96;
 constexpr int64_t kPanelBytes = 256 * 1024;
 constexpr int kVectorBytes = kVectorTiles * kQuadBytes;
 // Activations are bytes at every width.
@@ -181,40 +182,34 @@ void few_rows(const Operands& a, typename V::Floats (*y)[1]) {
   for (int row = 0; row < kRows; ++row) y[row][0] = out[row][0];
 }
 
-// The integer sums of one segment of a panel, which leave the registers once, at the end.
+// Unpacked bytes: widths differ in nothing.
 template <int kRows, int kVectors>
-inline void sum_segment(const uint8_t* w, int64_t stride, const uint8_t* x, int64_t quads,
-                        TwoTiles::Sums (*products)[kVectors]) {
-  TwoTiles::Sums sums[kRows][kVectors] = {};
-  for (; quads > 0; --quads, w += kVectorBytes, x += kRows * kXQuadBytes) {
-    __m512i codes[kVectors];
-#pragma GCC unroll 4
-    for (int vector = 0; vector < kVectors; ++vector)
-      codes[vector] = _mm512_load_si512(w + vector * stride);
-#pragma GCC unroll 6
-    for (int row = 0; row < kRows; ++row) {
+void many_rows(const Operands& a, __m512 (*y)[kVectors]) {
+  __m512 out[kRows][kVectors] = {};
+  for (int64_t segment = 0; segment < a.segment_count; ++segment) {
+    const Segment& s = a.segments[segment];
+    const uint8_t* w = a.codes + s.code_quad * kVectorBytes;
+    const uint8_t* x = a.x + s.x_quad * kRows * kXQuadBytes;
+    TwoTiles::Sums sums[kRows][kVectors] = {};
+    for (int64_t quad = 0; quad < s.quads; ++quad, w += kVectorBytes, x += kRows * kXQuadBytes) {
+      __m512i codes[kVectors];
 #pragma GCC unroll 4
       for (int vector = 0; vector < kVectors; ++vector)
-        sums[row][vector] =
-            TwoTiles::add_dots(sums[row][vector], codes[vector], x + row * kXQuadBytes);
+        codes[vector] = _mm512_load_si512(w + vector * a.codes_stride);
+#pragma GCC unroll 6
+      for (int row = 0; row < kRows; ++row) {
+#pragma GCC unroll 4
+        for (int vector = 0; vector < kVectors; ++vector)
+          sums[row][vector] =
+              TwoTiles::add_dots(sums[row][vector], codes[vector], x + row * kXQuadBytes);
+      }
     }
+    scale_products<TwoTiles, kRows, kVectors>(a, segment, sums, out);
   }
 #pragma GCC unroll 6
   for (int row = 0; row < kRows; ++row)
 #pragma GCC unroll 4
-    for (int vector = 0; vector < kVectors; ++vector) products[row][vector] = sums[row][vector];
-}
-
-// Unpacked bytes: widths differ in nothing.
-template <int kRows, int kVectors>
-void many_rows(const Operands& a, __m512 (*out)[kVectors]) {
-  for (int64_t segment = 0; segment < a.segment_count; ++segment) {
-    const Segment& s = a.segments[segment];
-    TwoTiles::Sums products[kRows][kVectors];
-    sum_segment<kRows, kVectors>(a.codes + s.code_quad * kVectorBytes, a.codes_stride,
-                                 a.x + s.x_quad * kRows * kXQuadBytes, s.quads, products);
-    scale_products<TwoTiles, kRows, kVectors>(a, segment, products, out);
-  }
+    for (int vector = 0; vector < kVectors; ++vector) y[row][vector] = out[row][vector];
 }
 
 template <class V, int kBits, int kRows>
@@ -226,7 +221,7 @@ void run_few(const PackedGemmArgs& a, const Operands& operands, int64_t row, int
 
 template <int kRows, int kVectors>
 void run_many(const PackedGemmArgs& a, const Operands& operands, int64_t row, int64_t tile) {
-  __m512 out[kRows][kVectors] = {};
+  __m512 out[kRows][kVectors];
   many_rows<kRows, kVectors>(operands, out);
   for (int i = 0; i < kRows; ++i)
     for (int j = 0; j < kVectors; ++j)
@@ -244,8 +239,7 @@ template <int kVectors>
 constexpr Kernel kPanelKernels[kManyRows] = {run_many<1, kVectors>, run_many<2, kVectors>,
                                              run_many<3, kVectors>, run_many<4, kVectors>,
                                              run_many<5, kVectors>, run_many<6, kVectors>};
-constexpr const Kernel* kByVectors[kPanelVectors] = {kPanelKernels<1>, kPanelKernels<2>,
-                                                     kPanelKernels<3>, kPanelKernels<4>};
+constexpr const Kernel* kByVectors[kPanelVectors] = {kPanelKernels<1>, kPanelKernels<2>};
 
 Operands operands_of(const PackedGemmArgs& a, const Activations& x, int64_t block, int64_t tile,
                      int64_t tiles, const uint8_t* codes, int64_t codes_stride) {

@@ -107,6 +107,8 @@ cudaError_t make_plan(const PackedGemmArgs& args, Plan& plan) {
   params.run_steps = groups == 1 || steps % 4 == 0 ? 4 : steps % 2 == 0 ? 2 : 1;
   params.affine_kind = args.affine_kind;
   params.scale_is_bfloat = args.scale_type == ScaleType::kBfloat16;
+  params.plain_runs = params.run_steps == kSteps && !params.scale_is_bfloat &&
+                      args.affine_kind == AffineKind::kScale16;
   params.wide_stores = args.n % 8 == 0 && is_aligned(args.y) && is_aligned(args.bias);
 
   plan.partials_at = kGemmCounters * 4;

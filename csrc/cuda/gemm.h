@@ -66,6 +66,7 @@ struct GemmParams {
   int run_steps;  // 1, 2 or 4 k steps share one scale
   AffineKind affine_kind;
   bool scale_is_bfloat;
+  bool plain_runs;   // the usual case: runs of 4 steps, f16 scales, neither zeros nor minima
   bool wide_stores;  // rows of y are 16-byte aligned
   // Partition: GEMM: tiles of k, rows of tiles and tiles per block; GEMV: k blocks of a slice.
   int k_tiles, m_tiles, columns, tiles_per_block;

@@ -33,10 +33,6 @@ class PlainScales {
  public:
   static constexpr bool kHasMinima = false;
 
-  __device__ static bool serve(const GemmParams& params) {
-    return params.affine_kind == AffineKind::kScale16 && !params.scale_is_bfloat;
-  }
-
   __device__ PlainScales(const GemmParams& params, int group, int first_feature)
       : packed_(__ldg(static_cast<const uint4*>(params.affine) +
                       static_cast<uint32_t>(group * params.strips * (kBlockN / kLaneFeatures) +
@@ -265,15 +261,15 @@ __device__ inline void multiply_block(const GemmParams& params, int k_block, int
                                       int first_row, const LoadVector& load_vector,
                                       const LoadX& load_x, Totals<kN8>& totals) {
   if constexpr (kN8 < 8 || kLongRunsOf64Rows) {
+    const auto one_run = std::make_integer_sequence<int, 1>();
+    if (params.plain_runs) {
+      multiply_runs<kBits, Activation, PlainScales, kN8, kSteps>(
+          params, k_block, first_feature, first_row, load_vector, load_x, totals, one_run);
+      return;
+    }
     if (params.run_steps == kSteps) {
-      const auto one_run = std::make_integer_sequence<int, 1>();
-      if (PlainScales::serve(params)) {
-        multiply_runs<kBits, Activation, PlainScales, kN8, kSteps>(
-            params, k_block, first_feature, first_row, load_vector, load_x, totals, one_run);
-      } else {
-        multiply_runs<kBits, Activation, AnyScales, kN8, kSteps>(
-            params, k_block, first_feature, first_row, load_vector, load_x, totals, one_run);
-      }
+      multiply_runs<kBits, Activation, AnyScales, kN8, kSteps>(
+          params, k_block, first_feature, first_row, load_vector, load_x, totals, one_run);
       return;
     }
   }

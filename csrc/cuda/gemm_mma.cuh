@@ -93,7 +93,9 @@ __global__ void __launch_bounds__(kGemmThreads, 1) packed_gemm_mma(const GemmPar
   const int matrix = lane / 8;
   const uint32_t x_read = kept_value(shared_base + (matrix / 2 * 8 + lane % 8) * kXRowBytes +
                                      swizzle(slice_warp * kSteps * 2 + matrix % 2, lane % 8) * 16);
-  const uint32_t w_read = kXBytes + warp * kBlockBytes + lane * 16;
+  uint32_t w_read = kXBytes + warp * kBlockBytes + lane * 16;
+  // Kept, too; 64 rows of a width of several planes have no register left for it on sm_80.
+  if constexpr (plane_count(kBits) == 1 || kTileM < 64) w_read = kept_value(w_read);
 
   int tile = static_cast<int>(blockIdx.x) * params.tiles_per_block;
   const int tile_end = stripe_end(params);
@@ -110,7 +112,10 @@ __global__ void __launch_bounds__(kGemmThreads, 1) packed_gemm_mma(const GemmPar
     uint32_t w_vector = (strip * params.k_blocks + part.k_begin * kGemmSliceWarps + slice_warp) *
                             (kBlockBytes / 16) +
                         lane;
-    const bool rows_exist = part.first_row + kTileM <= params.m;
+    // Up to whole_end every chunk of a tile exists.
+    const int whole_end = part.first_row + kTileM <= params.m
+                              ? min(part.k_end, params.x_cols / kGemmTileK)
+                              : part.k_begin;
     const int copy_rows_left = params.m - part.first_row - copy_row;
     const int w_end = strip < params.strips
                           ? min(part.k_end, (params.k_blocks - slice_warp + 1) / kGemmSliceWarps)
@@ -118,7 +123,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1) packed_gemm_mma(const GemmPar
 
     auto copy_tile = [&](int k, uint32_t offset) {
       const uint4* x = static_cast<const uint4*>(params.x);
-      if (rows_exist && (k + 1) * kGemmTileK <= params.x_cols && k < part.k_end) {
+      if (k < whole_end) {
         copy_rows<kRowsPerCopy * kXRowBytes>(x_write + offset, x, x_chunk,
                                              kRowsPerCopy * x_row_chunks,
                                              std::make_integer_sequence<int, kXCopies>());

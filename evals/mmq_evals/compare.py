@@ -7,16 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mmq_evals.divergence import divergence_agreement
 from mmq_evals.errors import EvalError
 from mmq_evals.metrics.caption import DocumentFrequency
+from mmq_evals.protocol import differing_keys
+from mmq_evals.report import agreement_lines
 from mmq_evals.results import (
-    agreement_lines,
     compare_rows,
-    differing_keys,
     read_result,
     read_rows,
 )
 from mmq_evals.rows import Row
+from mmq_evals.summary import clusters_of
 
 SHOWN_SAMPLES = 10
 
@@ -60,6 +62,10 @@ def compare(a: Path, b: Path, *, force: bool = False, seed: int = 0) -> dict[str
         table = one.get("document_frequency")
         df = None if table is None else DocumentFrequency.load(folders[0] / table)
         changes = _compare_task(rows_a, rows_b, one["primary"], df, seed)
+        against = two.get("against_reference", {})
+        if against.get("fingerprint") == first["model"]["fingerprint"] and "logits" in against:
+            logits = read_rows(folders[1] / against["logits"])
+            changes["agreement"] |= divergence_agreement(logits, clusters_of(rows_b), seed=seed)
         found[name] = changes | {"protocol": keys}
     return found
 

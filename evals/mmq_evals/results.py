@@ -3,16 +3,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from mmq_evals.errors import EvalError
 from mmq_evals.metrics.caption import DocumentFrequency
+from mmq_evals.protocol import differing_keys, protocol_hash
 from mmq_evals.rows import Row
 from mmq_evals.summary import agreement_rows, paired_rows
 
@@ -53,11 +53,6 @@ def read_result(path: Path) -> dict[str, Any]:
     return result
 
 
-def protocol_hash(protocol: dict[str, Any]) -> str:
-    """SHA-256 of a protocol block, the same for equal blocks whatever their order."""
-    return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()
-
-
 def read_rows(file: Path) -> list[Row]:
     """The rows that `evaluate` wrote.
 
@@ -73,13 +68,22 @@ def read_rows(file: Path) -> list[Row]:
         raise EvalError(f"rows: {file} is not JSON lines: {error}") from None
 
 
-def differing_keys(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    """The keys in which two protocols differ."""
-    return sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
+@dataclass(frozen=True)
+class Reference:
+    """A run to compare with: its rows by task, and the model's fingerprint and folder."""
+
+    rows: dict[str, list[Row]]
+    fingerprint: str
+    model: str
 
 
-def check_reference(path: Path, protocols: dict[str, dict[str, Any]]) -> dict[str, list[Row]]:
-    """Rows of every task of a reference run, refused unless the protocols are equal."""
+def read_reference(path: Path, protocols: dict[str, dict[str, Any]]) -> Reference:
+    """A reference run with the tasks of ``protocols``.
+
+    Raises:
+        EvalError: as `read_result` and `read_rows`; a task is missing or ran under another
+            protocol.
+    """
     result = read_result(path)
     folder = path if path.is_dir() else path.parent
     rows: dict[str, list[Row]] = {}
@@ -95,7 +99,7 @@ def check_reference(path: Path, protocols: dict[str, dict[str, Any]]) -> dict[st
                 f"{', '.join(differing_keys(protocol, entry['protocol']))}"
             )
         rows[name] = read_rows(folder / entry["rows"])
-    return rows
+    return Reference(rows, result["model"]["fingerprint"], result["model"]["name"])
 
 
 def compare_rows(
@@ -123,15 +127,3 @@ def compare_rows(
         "agreement": agreement_rows(rows, reference, primary, df=df, seed=seed),
         "samples": len(both),
     }
-
-
-def agreement_lines(agreement: dict[str, dict[str, Any]]) -> list[str]:
-    """A line for every measure of agreement, times 100, with its interval and count."""
-    lines = []
-    for name, found in agreement.items():
-        line = f"  {name}: {100 * found['value']:.2f}"
-        line += f" [{100 * found['low']:.2f}, {100 * found['high']:.2f}]"
-        if "count" in found:
-            line += f" ({found['count']} of {found['samples']})"
-        lines.append(line)
-    return lines

@@ -75,6 +75,11 @@ class RowStore:
     def __init__(self, folder: Path, task: str, run: str) -> None:
         self._folder, self._task, self._run = folder, task, run
 
+    def beside(self, kind: str, content: str) -> RowStore:
+        """The store for rows of another kind about the same run, which depend on ``content``."""
+        run = hashlib.sha256(f"{self._run} {content}".encode()).hexdigest()[:16]
+        return RowStore(self._folder, f"{self._task}-{kind}", run)
+
     def files(self) -> list[Path]:
         """Every process's file, of this run or another."""
         return sorted(self._folder.glob(f"{self._task}.*-of-*.jsonl.part"))

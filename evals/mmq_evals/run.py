@@ -19,21 +19,22 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mmq_evals.divergence import answers_of, divergence_agreement, predict_divergence
 from mmq_evals.errors import EvalError
+from mmq_evals.protocol import protocol_hash, run_protocols
+from mmq_evals.report import format_result
 from mmq_evals.results import (
     FORMAT,
     FORMAT_VERSION,
     RESULT_FILE,
-    agreement_lines,
-    check_reference,
+    Reference,
     compare_rows,
-    protocol_hash,
+    read_reference,
     read_result,
     write_json,
 )
@@ -45,7 +46,6 @@ from mmq_evals.tasks.build import (
     Data,
     Limit,
     build_tasks,
-    limit_of,
     model_class,
     tasks_for,
 )
@@ -102,6 +102,7 @@ def evaluate(
     seed: int = 0,
     features: Path | None = None,
     reference: Path | None = None,
+    reference_model: Any | None = None,
     progress: Progress | None = None,
     announce: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
@@ -125,6 +126,8 @@ def evaluate(
             and the same vision tower. None keeps them in ``out_dir`` until the run is done.
         reference: ``result.json`` (or its folder) of a run to compare with, over the same samples
             under the same protocol: paired differences, p-values and agreement are added.
+        reference_model: the model of that run, on the same device: the KL of the logits on its
+            answers joins the agreement. Retrieval, which has no language model, needs none.
         progress: called after every row.
         announce: called before the model runs with a line for every task: which difference its
             number of samples can show.
@@ -135,7 +138,8 @@ def evaluate(
     Raises:
         EvalError: a task does not fit the model, a weight is not finite, data is missing,
             ``out_dir`` is a file or holds rows of an unfinished run of another configuration, the
-            reference is of another protocol, or no image decodes. All but the last are found before
+            reference is of another protocol or ``reference_model`` is not that of the reference, or
+            no image decodes. All but the last are found before
             the model runs. Single images that do not decode are counted, named and not scored.
     """
     prepared = prepare(
@@ -148,6 +152,7 @@ def evaluate(
         out_dir=out_dir,
         seed=seed,
         reference=reference,
+        reference_model=reference_model,
         features=features,
         progress=progress,
         announce=announce,
@@ -162,6 +167,7 @@ def evaluate_prepared(
     out_dir: Path,
     seed: int = 0,
     reference: Path | None = None,
+    reference_model: Any | None = None,
     features: Path | None = None,
     progress: Progress | None = None,
     announce: Callable[[str], None] | None = None,
@@ -169,9 +175,10 @@ def evaluate_prepared(
     """`evaluate` on tasks that are built already; many runs of one model share them."""
     built, protocols, batch_size = prepared.tasks, prepared.protocols, prepared.batch_size
     _check_finite(model)
-    references = None if reference is None else check_reference(reference, protocols)
+    against = _reference(reference, reference_model, protocols)
     fingerprint, stores = _open_stores(model, protocols, out_dir)
-    for store in stores.values():
+    logits = _logit_stores(built, stores, against, reference_model)
+    for store in (*stores.values(), *logits.values()):
         store.read()  # refuses another configuration before the model runs
     detectable = {
         name: detectable_line(task.primary, len(task.ids)) for name, task in built.items()
@@ -205,6 +212,10 @@ def evaluate_prepared(
         if not rows:
             raise EvalError(f"{name}: no image decodes: {next(iter(failed.values()), 'no items')}")
         _write_rows(part, rows)
+        if against is not None and name in logits:
+            pair = (reference_model, model)
+            answers = answers_of(against.rows[name])
+            _diverge(task, pair, processor, answers, batch_size, logits[name], WHOLE, progress)
         predicted = time.monotonic()
         entry: dict[str, Any] = {
             "rows": parts[part].name,
@@ -227,14 +238,19 @@ def evaluate_prepared(
             # The references in the rows do not give the table of the whole split.
             entry["document_frequency"] = f"{name}.df.json"
             task.df.save(out_dir / entry["document_frequency"])
-        if references is not None:
-            entry["against_reference"] = compare_rows(
-                rows,
-                references[name],
-                task.primary,
-                df=task.df if isinstance(task, Captioning) else None,
-                seed=seed,
-            )
+        if against is not None:
+            df = task.df if isinstance(task, Captioning) else None
+            before = against.rows[name]
+            compared = compare_rows(rows, before, task.primary, df=df, seed=seed)
+            compared["fingerprint"] = against.fingerprint
+            if name in logits:
+                part = out_dir / f"{name}.logits.jsonl.part"
+                parts[part] = out_dir / f"{name}.logits.jsonl"
+                compared["logits"] = parts[part].name
+                kept = _both(logits[name].read(), rows, before)
+                _write_rows(part, kept)
+                compared["agreement"] |= divergence_agreement(kept, clusters_of(rows), seed=seed)
+            entry["against_reference"] = compared
         entry["seconds"] = {
             "predict": round(predicted - started, 3),
             "score": round(time.monotonic() - predicted, 3),
@@ -244,7 +260,7 @@ def evaluate_prepared(
     for part, final in parts.items():
         os.replace(part, final)
     write_json(out_dir / RESULT_FILE, result)
-    for store in stores.values():
+    for store in (*stores.values(), *logits.values()):
         store.remove()
     shutil.rmtree(out_dir / FEATURES, ignore_errors=True)
     return result
@@ -262,6 +278,8 @@ def predict_shard(
     limit: int | None = None,
     batch_size: int = DEFAULT_BATCH_SIZE,
     features: Path | None = None,
+    reference: Path | None = None,
+    reference_model: Any | None = None,
     progress: Progress | None = None,
     wait: bool = False,
 ) -> bool:
@@ -278,13 +296,23 @@ def predict_shard(
     )
     built = prepared.tasks
     _check_finite(model)
+    against = _reference(reference, reference_model, prepared.protocols)
     _, stores = _open_stores(model, prepared.protocols, out_dir)
+    logits = _logit_stores(built, stores, against, reference_model)
     for name, task in built.items():
         scratch = features or out_dir / FEATURES
         _predict(task, model, processor, batch_size, stores[name], shard, scratch, progress)
+        if against is not None and name in logits:
+            pair = (reference_model, model)
+            answers = answers_of(against.rows[name])
+            _diverge(task, pair, processor, answers, batch_size, logits[name], shard, progress)
 
     def complete() -> bool:
-        return all(stores[name].read().keys() >= set(task.part_ids) for name, task in built.items())
+        return all(
+            store.read().keys() >= set(built[name].part_ids)
+            for kind in (stores, logits)
+            for name, store in kind.items()
+        )
 
     while wait and not complete():
         time.sleep(POLL_SECONDS)
@@ -314,12 +342,8 @@ def prepare(
         tasks = tasks_for(model, data)
         if not tasks:
             raise EvalError(f"data: {data} has no dataset for any task of {model_class(model)}")
-    common = _common_protocol(model, processor, batch_size)
     built = build_tasks(model, tasks, data, split, limit)
-    protocols = {
-        name: _protocol(task, common, limit_of(limit, name)) for name, task in built.items()
-    }
-    return Prepared(built, protocols, batch_size)
+    return Prepared(built, run_protocols(model, processor, built, batch_size, limit), batch_size)
 
 
 def _open_stores(
@@ -336,6 +360,40 @@ def _open_stores(
     return fingerprint, stores
 
 
+def _reference(
+    path: Path | None, model: Any | None, protocols: dict[str, dict[str, Any]]
+) -> Reference | None:
+    """The reference run, if there is one, and the check that ``model`` is the one that made it."""
+    if path is None:
+        if model is not None:
+            raise EvalError("reference_model: expected a reference run beside it, got none")
+        return None
+    found = read_reference(path, protocols)
+    if model is not None:
+        model.eval()
+        if model_fingerprint(model) != found.fingerprint:
+            raise EvalError(
+                f"reference_model: expected the model of {path}, got another (or another dtype)"
+            )
+    return found
+
+
+def _logit_stores(
+    built: dict[str, Task],
+    stores: dict[str, RowStore],
+    against: Reference | None,
+    reference_model: Any | None,
+) -> dict[str, RowStore]:
+    """Where the rows about logits are kept, for the tasks that can have them."""
+    if against is None or reference_model is None:
+        return {}
+    return {
+        name: stores[name].beside("logits", against.fingerprint)
+        for name, task in built.items()
+        if task.asking([]) is not None
+    }
+
+
 def make_folder(path: Path) -> None:
     """The folder with its parents; EvalError where it cannot be made."""
     try:
@@ -349,92 +407,6 @@ def _check_finite(model: Any) -> None:
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             raise EvalError(f"{name}: expected finite weights, got NaN or infinity")
-
-
-def format_result(result: dict[str, Any]) -> str:
-    """A plain table: scores times 100 with intervals, paired differences, baselines."""
-    lines = ["Scores times 100, with 95 % bootstrap intervals over images."]
-    for name, entry in result["tasks"].items():
-        counts = entry["counts"]
-        lines.append(
-            f"{name}: {counts['rows']} rows of {counts['clusters']} images "
-            f"({entry['protocol']['data']['name']}, {entry['protocol']['data']['split']}), "
-            f"{entry['seconds']['predict']:.0f} s"
-        )
-        if counts.get("failed"):
-            first = next(iter(entry["failed"].values()))
-            lines.append(f"  not scored: {counts['failed']} rows; the first: {first}")
-        paired = entry.get("against_reference", {}).get("differences", {})
-        for metric in entry["shown"]:
-            score = entry["scores"][metric]
-            line = (
-                f"  {metric:<24}{100 * score['value']:8.2f}  "
-                f"[{100 * score['low']:.2f}, {100 * score['high']:.2f}]"
-            )
-            if metric in paired:
-                change = paired[metric]
-                line += (
-                    f"  {100 * change['value']:+.2f} [{100 * change['low']:+.2f}, "
-                    f"{100 * change['high']:+.2f}] p {change['p_value']:.4f}"
-                )
-            lines.append(line + ("  *" if metric == entry["primary"] else ""))
-        for baseline, scores in entry["baselines"].items():
-            shown = ", ".join(
-                f"{key} {100 * scores[key]:.2f}" for key in entry["shown"] if key in scores
-            )
-            lines.append(f"  {baseline}: {shown}")
-        agreement = entry.get("against_reference", {}).get("agreement", {})
-        lines += agreement_lines(agreement)
-    return "\n".join(lines)
-
-
-# ---- protocol ------------------------------------------------------------------------------------
-
-
-def _common_protocol(model: Any, processor: Any, batch_size: int) -> dict[str, Any]:
-    image_processor = processor.image_processor
-    settings = image_processor.to_dict()
-    kept = ("size", "crop_size", "do_center_crop", "resample", "image_mean", "image_std")
-    return {
-        "model_class": model_class(model),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "batch_size": batch_size,
-        "image_processor": {
-            "class": type(image_processor).__name__,
-            **{key: settings[key] for key in kept if key in settings},
-        },
-        "tokenizer_class": type(processor.tokenizer).__name__,
-        "versions": {
-            name: _version(name) for name in ("mmq", "torch", "transformers", "numpy", "pillow")
-        },
-    }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def _protocol(task: Task, common: dict[str, Any], limit: int | None) -> dict[str, Any]:
-    ids = "\n".join(task.ids)
-    dataset = task.dataset
-    protocol = {
-        "task": task.name,
-        **task.protocol,
-        **common,
-        "data": {
-            "name": dataset.name,
-            "split": dataset.split,
-            "limit": limit,
-            "rows": len(task.ids),
-            "ids_sha256": hashlib.sha256(ids.encode()).hexdigest(),
-        },
-    }
-    # As it will be read back: tuples become lists, enumerations their values.
-    plain: dict[str, Any] = json.loads(json.dumps(protocol))
-    return plain
 
 
 # ---- rows ----------------------------------------------------------------------------------------
@@ -460,6 +432,32 @@ def _predict(
     for count, _ in enumerate(store.append(rows, done, shard), start=len(done) + 1):
         if progress is not None:
             progress(task.name, count, total)
+
+
+def _diverge(
+    task: Task,
+    models: tuple[Any, Any],
+    processor: Any,
+    answers: dict[str, list[int]],
+    batch_size: int,
+    store: RowStore,
+    shard: Shard,
+    progress: Progress | None,
+) -> None:
+    """Compare the logits of the reference and the model on what is missing of a shard."""
+    done = store.read()
+    rows = predict_divergence(
+        task, *models, processor, answers, batch_size=batch_size, done=done, shard=shard
+    )
+    for count, _ in enumerate(store.append(rows, done, shard), start=len(done) + 1):
+        if progress is not None:
+            progress(f"{task.name}, logits", count, len(task.ids))
+
+
+def _both(found: dict[str, Row], rows: Sequence[Row], reference: Sequence[Row]) -> list[Row]:
+    """Rows about logits of the samples that both runs could score."""
+    ids = {row["id"] for row in reference}
+    return [found[row["id"]] for row in rows if row["id"] in ids and "kl" in found[row["id"]]]
 
 
 def _write_rows(path: Path, rows: Sequence[Row]) -> None:

@@ -25,7 +25,14 @@ from mmq_evals.metrics.caption import (
     rouge_l,
 )
 from mmq_evals.metrics.inputs import Hypotheses, References
-from mmq_evals.metrics.java import JavaUnavailableError, find_java, java_version, meteor, spice
+from mmq_evals.metrics.java import (
+    JavaUnavailableError,
+    MeteorScores,
+    find_java,
+    java_version,
+    meteor,
+    spice,
+)
 from mmq_evals.predictions import (
     Question,
     gqa_groups,
@@ -35,7 +42,7 @@ from mmq_evals.predictions import (
     read_references,
 )
 from mmq_evals.stats import bootstrap_mean
-from mmq_evals.summary import bleu_corpus, retrieval_scores, score_rows
+from mmq_evals.summary import bleu_corpus, meteor_corpus, retrieval_scores, score_rows
 
 FORMAT = "mmq-scores"
 FORMAT_VERSION = 1
@@ -110,11 +117,12 @@ def score_captions(
             continue
         for key, value in result.per_image.items():
             samples[key][name] = value
-        interval = asdict(bootstrap_mean(result.per_image, seed=seed))
-        if name == "meteor":
-            # An interval of the mean is none of the aggregate.
-            interval |= {"value": result.corpus, "low": None, "high": None}
-        scores[name] = interval
+        if isinstance(result, MeteorScores):
+            intervals = meteor_corpus(result).intervals(seed)
+            # The program's own value, which is the same but for the order of additions.
+            scores[name] = asdict(replace(intervals[name], value=result.corpus))
+        else:
+            scores[name] = asdict(bootstrap_mean(result.per_image, seed=seed))
     return _report("captions", protocol, scores, samples, {})
 
 

@@ -26,6 +26,7 @@ from mmq_evals.metrics.caption import (
     cider,
     document_frequency,
 )
+from mmq_evals.metrics.java import MeteorScores, meteor_from_statistics
 from mmq_evals.metrics.retrieval import best_rank
 from mmq_evals.rows import Row
 from mmq_evals.stats import (
@@ -64,6 +65,12 @@ def bleu_corpus(scores: BleuScores) -> CorpusScores:
     """BLEU-1..4 of a corpus."""
     sums = zip(scores.per_image, scores.statistics.tolist(), strict=True)
     return CorpusScores(("bleu_1", "bleu_2", "bleu_3", "bleu_4"), dict(sums), bleu_from_statistics)
+
+
+def meteor_corpus(scores: MeteorScores) -> CorpusScores:
+    """METEOR of a corpus."""
+    sums = zip(scores.per_image, map(list, scores.statistics), strict=True)
+    return CorpusScores(("meteor",), dict(sums), lambda s: meteor_from_statistics(s)[:, None])
 
 
 def retrieval_scores(row: Mapping[str, Any], *, ties: str = "pessimistic") -> dict[str, float]:

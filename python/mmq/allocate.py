@@ -22,15 +22,15 @@ import numpy.typing as npt
 import yaml
 from torch import nn
 
-from mmq.calibrate import calibrating
+from mmq.calibrate import calibrating, replaced_weights
 from mmq.errors import MmqError
 from mmq.models import architecture_of
 from mmq.outputs import OutputDivergence
-from mmq.quantize import calibration_batches
+from mmq.prepare import calibration_batches
 from mmq.recipe import UNTOUCHED_BITS, Recipe, parse_recipe
 from mmq.samples import Sample
 from mmq.scaling import dense_linear
-from mmq.sensitivity import Bank, Choice, ErrorTable, UnitErrors, replaced_weights
+from mmq.sensitivity import Bank, Choice, ErrorTable, UnitErrors
 
 Objective = Literal["relative", "output", "fisher", "kl"]
 STATES: Final = 10_000  # Of the frontier; beyond, the range of bytes is cut into so many granules.

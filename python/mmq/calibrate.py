@@ -30,10 +30,12 @@ Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One call of a block: its hidden states [batch, tokens, width] and all other arguments."""
+    """One call of a block: its hidden states [batch, tokens, width], all other arguments, and the
+    number of the batch that it comes from."""
 
     hidden: Tensor
     rest: dict[str, Any]
+    batch: int = 0
 
 
 class _EnoughError(Exception):
@@ -67,6 +69,19 @@ def calibrating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def without_weight_gradients(model: nn.Module) -> Iterator[None]:
+    """Parameters do not require gradients; afterwards as before."""
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in learning:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
 
 
 def run_model(
@@ -115,17 +130,17 @@ def capture(
     """
     block = blocks_of(model, stack)[0]
     signature = inspect.signature(type(block).forward)
-    calls: list[tuple[int, Call]] = []
+    calls: list[Call] = []
 
     def keep(index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        call = _bind(signature, module, args, kwargs)
-        if not any(number == index and _equal(call, other) for number, other in calls):
-            calls.append((index, call))
+        call = _bind(signature, module, args, kwargs, index)
+        if not any(call.batch == other.batch and _equal(call, other) for other in calls):
+            calls.append(call)
 
     run_model(model, architecture, batches, [block], keep)
     if not calls:
         raise MmqError(f"{stack.path}: expected calibration samples that reach it, got none")
-    return [call for _, call in calls]
+    return calls
 
 
 def run_block(block: nn.Module, call: Call) -> Any:
@@ -136,9 +151,9 @@ def run_block(block: nn.Module, call: Call) -> Any:
 def advance(stack: Stack, call: Call, output: Any) -> Call:
     """The call of the next block, given the output of this one."""
     if isinstance(output, Tensor):
-        return Call(output, call.rest)
+        return Call(output, call.rest, call.batch)
     carried = {name: output[index] for index, name in stack.carries}
-    return Call(output[0], {**call.rest, **carried})
+    return Call(output[0], {**call.rest, **carried}, call.batch)
 
 
 def gather(
@@ -146,18 +161,22 @@ def gather(
     calls: Sequence[Call],
     inputs: Mapping[nn.Module, Hessian],
     max_tokens: int | None = None,
+    weights: Sequence[Tensor] | None = None,
 ) -> None:
     """Runs all calls through ``block`` and adds what the given linears read.
 
-    At most ``max_tokens`` tokens of each row of each call are taken, evenly spread.
-    Raises MmqError, naming the linear, for inputs that are not finite.
+    At most ``max_tokens`` tokens of each row of each call are taken, evenly spread. ``weights``
+    [batch, tokens], one per call, are given to the linears that read so many tokens; others are
+    unweighted. Raises MmqError, naming the linear, for inputs that are not finite.
     """
+    current: Tensor | None = None
 
     def add(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        inputs[module].add(_tokens(args, kwargs, max_tokens))
+        inputs[module].add(*token_rows(args, kwargs, max_tokens, current))
 
     with hooked(list(inputs), add):
-        for call in calls:
+        for index, call in enumerate(calls):
+            current = None if weights is None else weights[index]
             run_block(block, call)
 
 
@@ -171,7 +190,7 @@ def gather_from_model(
     """Like :func:`gather`, for linears outside the stacks: runs the whole model."""
 
     def add(index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        inputs[module].add(_tokens(args, kwargs, max_tokens))
+        inputs[module].add(*token_rows(args, kwargs, max_tokens))
 
     run_model(model, architecture, batches, list(inputs), add)
 
@@ -182,6 +201,7 @@ def block_inputs(
     units: Sequence[LinearUnit],
     calls: Sequence[Call],
     max_tokens: int | None = None,
+    weights: Sequence[Tensor] | None = None,
 ) -> dict[str, InputStats]:
     """Statistics by input group, gathered at the first of the block's ``units`` of each group."""
     hessians: dict[str, Hessian] = {}
@@ -190,7 +210,7 @@ def block_inputs(
         if unit.input_group not in hessians:
             hessian = _hessian(model, unit)
             hessians[unit.input_group] = hooks[model.get_submodule(unit.path)] = hessian
-    gather(block, calls, hooks, max_tokens)
+    gather(block, calls, hooks, max_tokens, weights)
     return {group: hessian.stats() for group, hessian in hessians.items()}
 
 
@@ -213,16 +233,42 @@ def _hessian(model: nn.Module, unit: LinearUnit) -> Hessian:
     return Hessian(unit.k, name=unit.path, device=device)
 
 
-def _tokens(args: tuple[Any, ...], kwargs: dict[str, Any], max_tokens: int | None) -> Tensor:
+def token_rows(
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    max_tokens: int | None,
+    weights: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """What a linear reads, and the weights of its tokens; None where they are not its tokens'."""
     x = args[0] if args else kwargs["input"]
     assert isinstance(x, Tensor), "a linear's input is a tensor"
+    if weights is not None and weights.shape != x.shape[:-1]:
+        weights = None
     if max_tokens is not None and x.dim() > 2 and x.shape[-2] > max_tokens:
-        return x[..., evenly(x.shape[-2], max_tokens), :]
-    return x
+        kept = evenly(x.shape[-2], max_tokens)
+        return x[..., kept, :], None if weights is None else weights[..., kept]
+    return x, weights
+
+
+@contextmanager
+def replaced_weights(weights: Mapping[nn.Linear, Tensor]) -> Iterator[None]:
+    """The linears with other weights [n, k], rounded to their types; afterwards with their own."""
+    own = {linear: linear.weight.data for linear in weights}
+    try:
+        for linear, weight in weights.items():
+            linear.weight.data = weight.to(linear.weight.dtype)
+        yield
+    finally:
+        for linear, weight in own.items():
+            linear.weight.data = weight
 
 
 def _bind(
-    signature: inspect.Signature, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    signature: inspect.Signature,
+    block: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    batch: int,
 ) -> Call:
     """All arguments by name, the first (hidden states) apart, and nothing cached."""
     bound = signature.bind(block, *args, **kwargs)
@@ -238,7 +284,7 @@ def _bind(
     for name, value in _CACHE_ARGUMENTS.items():
         if name in named:
             named[name] = value
-    return Call(hidden.detach(), named)
+    return Call(hidden.detach(), named, batch)
 
 
 def _equal(a: Any, b: Any) -> bool:

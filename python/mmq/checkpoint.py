@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mmq.architectures import ARCHITECTURES
-from mmq.device import check_kernels, find_device
+from mmq.device import check_cuda, check_kernels, find_device
 from mmq.errors import MmqError
 from mmq.linear import Layout, QuantLinear
 from mmq.manifest import MANIFEST_NAME, Manifest, package_version
@@ -114,6 +114,8 @@ def load(
     if table is None:
         dense = _load_dense(cls, folder, torch.float32 if dtype is None else dtype)
         return dense.to(where)
+    if where.type == "cuda":
+        check_cuda(torch.empty(0, device=where))
     layouts = _layouts(table, folder)
     config = _config(cls, folder)
     tensors = _check_file(folder / TENSORS_NAME)

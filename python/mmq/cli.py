@@ -164,6 +164,9 @@ def _eval(args: argparse.Namespace) -> None:
         "features": None if args.features is None else Path(args.features),
         "progress": progress_lines(),
     }
+    if args.reference is not None:
+        settings["reference"] = Path(args.reference)
+        settings["reference_model"] = _reference_model(args)
     if shard is not None:
         scores = args.shard is None and shard.rank == 0  # as torchrun's first process
         predict_shard(model, processor, tasks, shard, wait=scores, **settings)
@@ -174,11 +177,25 @@ def _eval(args: argparse.Namespace) -> None:
         model,
         processor,
         tasks,
-        reference=None if args.reference is None else Path(args.reference),
         announce=lambda line: print(line, file=sys.stderr),
         **settings,
     )
     print(format_result(result))
+
+
+def _reference_model(args: argparse.Namespace) -> Any | None:
+    """The model of the reference run, if it is still where it was: for the KL of the logits."""
+    import torch
+
+    from mmq.checkpoint import load
+    from mmq_evals.results import read_result
+
+    folder = Path(read_result(Path(args.reference))["model"]["name"])
+    if not (folder / "config.json").is_file():
+        print(f"the KL of logits is left out: no model in {folder}", file=sys.stderr)
+        return None
+    dtype = None if args.dtype is None else getattr(torch, args.dtype)
+    return load(folder, dtype, device=args.device)
 
 
 def _demo(args: argparse.Namespace) -> None:

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+import mmq_ext
 from mmq.errors import MmqError
 from mmq.linear import QuantLinear
+from mmq_ext.device import ask
 
 
 def find_device(name: str) -> torch.device:
@@ -32,6 +34,16 @@ def find_device(name: str) -> torch.device:
     if count <= (device.index or 0):
         raise MmqError(f"device: expected {name!r} to exist, got {count} CUDA devices; see doctor")
     return device
+
+
+def check_cuda(tensor: Tensor) -> None:
+    """Refuses the CUDA device of ``tensor`` where the kernels cannot run on it, saying why not."""
+    try:
+        problem = str(ask(tensor, mmq_ext.cuda_status)["problem"])
+    except RuntimeError as error:  # a build without them
+        problem = str(error)
+    if problem:
+        raise MmqError(f"device: expected one that runs the CUDA kernels, got {problem}")
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -16,6 +16,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from mmq.correction import gptaq_block, gptaq_matrix, retargeted
 from mmq.errors import MmqError
 from mmq.finite import all_finite
 from mmq.grid import Grid, check_weight, find_grid, quantize
@@ -157,6 +158,7 @@ def walk(
     *,
     static: tuple[Grid, Tensor] | None = None,
     importance: Tensor | None = None,
+    p: Tensor | None = None,
     name: str = "weight",
 ) -> Walk | None:
     """Algorithm 1 over all columns of ``w`` float32 [n, k], which is overwritten.
@@ -164,7 +166,8 @@ def walk(
     ``static`` holds the parameters of all groups and the group of each column, int32 [k]. None
     takes each group's from the compensated weights at its first column, the columns standing in
     their original order; ``importance`` [k] then weights the clip search. ``live`` [k] float64 is
-    1 for columns that count in the loss, else 0. Returns None if a number overflows.
+    1 for columns that count in the loss, else 0. ``p`` [k, k] is that of
+    :func:`mmq.correction.gptaq_matrix`, None without it. Returns None if a number overflows.
     """
     n, k = w.shape
     kernel_grid = None if static is None else static[0].rows(n)
@@ -183,16 +186,23 @@ def walk(
                 part = None if importance is None else importance[a : a + group_size]
                 dynamic.append(find_grid(group, spec, part, name=name))
             grid, group_of = dynamic[-1], w.new_zeros(b - a, dtype=torch.int32)
-        codes[:, a:b], e = ops.gptq_block(
-            w[:, a:b].contiguous(),
-            u[a:b, a:b].contiguous(),
-            grid.scales,
-            grid.zeros,
-            group_of,
-            spec.bits,
-            grid.float_zero,
-            grid.min_code,
-        )
+        block_w, block_u = w[:, a:b].contiguous(), u[a:b, a:b].contiguous()
+        if p is None:
+            codes[:, a:b], e = ops.gptq_block(
+                block_w,
+                block_u,
+                grid.scales,
+                grid.zeros,
+                group_of,
+                spec.bits,
+                grid.float_zero,
+                grid.min_code,
+            )
+        else:
+            codes[:, a:b], e, values = gptaq_block(
+                block_w, block_u, p[a:b, a:b], grid.rows(n), group_of
+            )
+            w[:, b:].addmm_(values, p[a:b, b:])
         norms = torch.linalg.vector_norm(e, dim=0)
         squared_errors += float(norms.double().square() @ live[a:b])
         if not math.isfinite(squared_errors):
@@ -214,6 +224,7 @@ def gptq(
     *,
     importance: Tensor | None = None,
     in_scale: Tensor | None = None,
+    asymmetry: Tensor | None = None,
     method: str = "gptq",
     name: str = "weight",
 ) -> tuple[PackedWeight, Report]:
@@ -228,6 +239,8 @@ def gptq(
       importance: float [k], weights of the clip search, such as diag(H); None is unweighted.
       in_scale: [k], stored as the run-time divisor of the input. ``weight`` and ``hessian`` are
         then those of the scaled problem, W diag(s) and H / (s s^T).
+      asymmetry: float32 [k, k], D of :mod:`mmq.correction`; without it nothing is corrected,
+        whatever ``options.correction`` says.
       method: the name that is recorded.
       name: of the module, for messages and the report.
 
@@ -268,16 +281,29 @@ def gptq(
     if factor is not None:
         if factor.damp != options.damp or factor.dtype != torch.float32:
             notes += (f"damping raised from {options.damp:g} to {factor.damp:g} ({factor.dtype})",)
+        p = None
+        if asymmetry is not None and options.correction != "none":
+            d = asymmetry.float()[perm[:, None], perm]
+            notes += (f"{options.correction}, alpha {options.alpha:g}",)
+            if options.correction == "gptaq":
+                p = gptaq_matrix(d, factor.u, options.alpha)
+            else:
+                w = w.index_copy(1, perm, retargeted(w[:, perm], d, factor.u, options.alpha))
         # Steps 6 and 7.
         columns = w.gather(1, perm.expand_as(w))  # A copy, which the walk overwrites.
         live = (~dead[perm]).double()
-        if is_static:
-            static = _group_parameters(w, spec, order, perm, importance, name)
-            result = walk(columns, factor.u, spec, options.block, live, static=static, name=name)
-        else:
-            result = walk(
-                columns, factor.u, spec, options.block, live, importance=importance, name=name
-            )
+        static = _group_parameters(w, spec, order, perm, importance, name) if is_static else None
+        result = walk(
+            columns,
+            factor.u,
+            spec,
+            options.block,
+            live,
+            static=static,
+            importance=importance,
+            p=p,
+            name=name,
+        )
     details = GptqDetails(
         order=order,
         static_groups=is_static,

@@ -23,6 +23,7 @@ def quantize_weight(
     layer: LayerPlan,
     stats: InputStats | None,
     scaling: Scaling | None,
+    asymmetry: Tensor | None = None,
 ) -> tuple[PackedWeight, Report]:
     """Quantizes ``weight`` as ``layer`` says.
 
@@ -32,6 +33,7 @@ def quantize_weight(
       layer: the method and the grid, which is not None.
       stats: of the linear's inputs; None where the method runs without any.
       scaling: what AWQ's search decided; a scale that was folded is in ``weight`` and ``stats``.
+      asymmetry: D of :mod:`mmq.correction`, for GPTQ.
 
     Raises MmqError, naming the linear, as the method does, and for missing inputs.
     """
@@ -48,7 +50,7 @@ def quantize_weight(
     if hessian is None:
         raise MmqError(f"{unit.path}: expected calibration inputs for {layer.method}, got none")
     if layer.method == "gptq":
-        return gptq(weight, hessian, spec, layer.gptq, name=unit.path)
+        return gptq(weight, hessian, spec, layer.gptq, asymmetry=asymmetry, name=unit.path)
     return quantize_scaled(
         weight,
         hessian,

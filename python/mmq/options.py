@@ -12,6 +12,8 @@ from mmq.spec import QuantSpec
 Order = Literal["none", "act", "group"]
 OrderOption = Literal["auto", "none", "act", "group"]
 Dead = Literal["keep", "zero"]
+Correction = Literal["none", "gptaq", "retarget"]
+TokenWeights = Literal["none", "modality", "qig", "grad"]
 Search = Literal["ranked", "exhaustive"]
 
 
@@ -29,6 +31,8 @@ class GptqOptions:
       static with the orders that need it (``"act"``, ``"group"``) and dynamic otherwise.
     - ``dead``: a column whose inputs were all zero is rounded to nearest (``"keep"``) or set to 0
       (``"zero"``, as the reference does).
+    - ``correction``: towards the outputs of the full-precision model, see ``mmq.correction``;
+      ``alpha`` is its share.
 
     Raises MmqError for any value outside these rules.
     """
@@ -38,6 +42,8 @@ class GptqOptions:
     block: int = 128
     static_groups: bool | None = None
     dead: Dead = "keep"
+    correction: Correction = "none"
+    alpha: float = 0.25
 
     def __post_init__(self) -> None:
         if self.order not in get_args(OrderOption):
@@ -45,6 +51,11 @@ class GptqOptions:
             raise MmqError(f"gptq.order: expected one of {expected}, got {self.order!r}")
         if self.dead not in get_args(Dead):
             raise MmqError(f"gptq.dead: expected keep or zero, got {self.dead!r}")
+        if self.correction not in get_args(Correction):
+            expected = ", ".join(get_args(Correction))
+            raise MmqError(f"gptq.correction: expected one of {expected}, got {self.correction!r}")
+        if not 0.0 <= self.alpha <= 1.0:
+            raise MmqError(f"gptq.alpha: expected a number in [0, 1], got {self.alpha!r}")
         if not 0.0 <= self.damp <= 1.0:
             raise MmqError(f"gptq.damp: expected a number in [0, 1], got {self.damp!r}")
         if self.block < 1:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mmq.architectures import Architecture
+from mmq.calibrate import without_weight_gradients
 from mmq.errors import MmqError
 from mmq.models import config_value
 
@@ -173,26 +174,22 @@ def gradient_energies(
         squares = gradient.detach().double().square().flatten(0, -2).sum(dim=0)
         energies[path] = squares + energies.get(path, 0.0)
 
-    learning = [p for p in model.parameters() if p.requires_grad]
+    for path in paths:
+        handles.append(model.get_submodule(path).register_forward_hook(watch(path)))
+    generator = torch.Generator().manual_seed(seed)
     try:
-        for parameter in learning:
-            parameter.requires_grad_(False)
-        for path in paths:
-            handles.append(model.get_submodule(path).register_forward_hook(watch(path)))
-        generator = torch.Generator().manual_seed(seed)
-        for batch in batches:
-            with torch.enable_grad():
-                found = predictions(model, architecture, batch)
-            logits = [prediction.logits for prediction in found]
-            for draw in range(draws):
-                vectors = [_fisher_vector(x.detach(), generator) for x in logits]
-                torch.autograd.backward(logits, vectors, retain_graph=draw + 1 < draws)
-            rows += draws * sum(map(len, logits))
+        with without_weight_gradients(model):
+            for batch in batches:
+                with torch.enable_grad():
+                    found = predictions(model, architecture, batch)
+                logits = [prediction.logits for prediction in found]
+                for draw in range(draws):
+                    vectors = [_fisher_vector(x.detach(), generator) for x in logits]
+                    torch.autograd.backward(logits, vectors, retain_graph=draw + 1 < draws)
+                rows += draws * sum(map(len, logits))
     finally:
         for handle in handles:
             handle.remove()
-        for parameter in learning:
-            parameter.requires_grad_(True)
     missing = [path for path in paths if path not in energies]
     if missing:
         raise MmqError(f"{missing[0]}: expected a linear that predictions depend on, got none")

@@ -9,10 +9,11 @@ produce, and the block's outputs with rounded weights are the next block's input
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -30,26 +31,27 @@ from mmq.calibrate import (
     run_block,
 )
 from mmq.checkpoint import MANIFEST_ATTRIBUTE
+from mmq.correction import corrects, paired_inputs, without_correction
 from mmq.device import device_of
 from mmq.errors import MmqError
-from mmq.grid import check_weight
 from mmq.hessian import InputStats
 from mmq.linear import QuantLinear
 from mmq.manifest import DenseRecord, LinearRecord, Manifest, component_totals, versions
 from mmq.methods import quantize_weight
 from mmq.models import LinearUnit, architecture_of, blocks_of, unlisted_linears
+from mmq.place import Packed, Place
 from mmq.plan import LayerPlan, Plan, plan
+from mmq.prepare import batches_of, check_calibration, check_weights
 from mmq.recipe import Recipe
 from mmq.records import record_of
 from mmq.report import Report
-from mmq.samples import Sample, check_samples, micro_batches, split_samples
+from mmq.samples import Sample
 from mmq.scaling import Member, Scaling, dense_linear, scale_block, scale_head
 from mmq.stored import account
+from mmq.tokens import Gradients, block_gradients, token_weights
 from mmq_ext import cpu_isa
-from mmq_ext.device import on_cuda
 
 LOGGER: Final = logging.getLogger(__name__)
-MICRO_BATCH: Final = 8  # Rows of equal shape run together; results change by rounding only.
 
 
 @dataclass(frozen=True)
@@ -103,9 +105,10 @@ def quantize(
     again.
     """
     decided = recipe if isinstance(recipe, Plan) else plan(recipe, model)
-    _check_weights(model, decided)
+    check_weights(model, decided)
     device_of(model)  # Refuses a model on two devices.
-    batches = _batches(model, decided, samples, sample_ids)
+    batches = batches_of(model, decided, samples, sample_ids)
+    check_calibration(model, decided, batches)
     used = None if samples is None else len(samples[: decided.recipe.calibration.samples])
     run = _Run(model, decided, batches, progress)
     finished = False
@@ -137,6 +140,7 @@ class _Run:
     progress: Progress | None
     records: list[LinearRecord] = field(default_factory=list)
     untied: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -146,21 +150,30 @@ class _Run:
         self._weights_done = 0
         self._weights_total = sum(unit.weights for unit, _ in self.chosen)
         self._calibration = self.plan.recipe.calibration
+        self._gradients: Gradients = {}
 
     @property
     def _from_full(self) -> bool:
         return self._calibration.upstream == "full"
 
+    @property
+    def _needs_full(self) -> bool:
+        """Whether the activations of the unquantized model are kept beside the quantized ones."""
+        return self._from_full or self._calibration.token_weights == "qig" or corrects(self.chosen)
+
     def all_stacks(self) -> None:
         """Everything, in the order of calibration."""
         kept: dict[str, list[Call]] = {}
         heads: dict[str, InputStats] = {}
-        if self.batches is not None and self._from_full:
+        if self.batches is not None and self._needs_full:
             for stack in self.architecture.stacks:
                 if self._members(stack):
                     kept[stack.name] = capture(self.model, self.architecture, stack, self.batches)
+        if self.batches is not None and self._from_full:
             paths = [unit.path for unit, _ in self.chosen if unit.block is None]
             heads = self._head_inputs(paths)
+        if self.batches is not None and self._calibration.token_weights in ("modality", "grad"):
+            self._gradients = block_gradients(self.model, self.architecture, self.batches)
         for stack in self.architecture.stacks:
             if self._members(stack):
                 self._stack(stack, kept.pop(stack.name, None))
@@ -169,7 +182,7 @@ class _Run:
                     found = heads or self._head_inputs([unit.path])
                     stats = found.get(unit.path)
                     scaling = scale_head(self.model, unit, layer, stats)
-                    self._pack(unit, layer, stats, scaling)
+                    self._keep(self._pack(unit, layer, stats, scaling))
 
     def _members(self, stack: Stack) -> list[Member]:
         return [
@@ -178,7 +191,8 @@ class _Run:
             if unit.stack == stack.name and unit.block is not None
         ]
 
-    def _stack(self, stack: Stack, calls: list[Call] | None) -> None:
+    def _stack(self, stack: Stack, full: list[Call] | None) -> None:
+        """Block by block; ``full`` are the unquantized model's calls, where they are needed."""
         by_block: dict[int, list[Member]] = {}
         for unit, layer in self._members(stack):
             assert unit.block is not None
@@ -186,40 +200,110 @@ class _Run:
         if self.batches is None:
             for members in by_block.values():
                 for unit, layer in members:
-                    self._pack(unit, layer, None, None)
+                    self._keep(self._pack(unit, layer, None, None))
             return
+        calls = full if full is not None and self._from_full else None
         if calls is None:
             calls = capture(self.model, self.architecture, stack, self.batches)
         last = max(by_block)
         for index, block in enumerate(blocks_of(self.model, stack)):
             members = by_block.get(index, [])
             following: list[Call] = []
-            if self._from_full and index < last:
-                following = [advance(stack, call, run_block(block, call)) for call in calls]
+            if full is not None and (index < last or not self._from_full):
+                following = [advance(stack, call, run_block(block, call)) for call in full]
             if members:
-                self._block(block, members, calls)
+                place = Place(stack, index, block, calls, full or [], following)
+                self._block(place, members)
             if index == last:
                 return
             if not self._from_full:
-                following = [advance(stack, call, run_block(block, call)) for call in calls]
-            calls = following
+                calls = [advance(stack, call, run_block(block, call)) for call in calls]
+            else:
+                calls = following
+            full = None if full is None else following
 
-    def _block(self, block: nn.Module, members: list[Member], calls: list[Call]) -> None:
-        scalings = self._scale(block, members, calls)
+    def _block(self, place: Place, members: list[Member]) -> None:
+        weights = self._token_weights(place, members)
+        scalings = self._scale(place, members, weights)
+        if not corrects(members):
+            for packed in self._stages(place, members, scalings, weights):
+                self._keep(packed)
+            return
+        # Twice: plainly, and corrected on top of the same dense linears; the better one stays.
+        seen, held = place.split(self._calibration.held_out)
+        if weights is not None:
+            weights = [weights[i] for i in seen.numbers]
+        dense = {unit.path: dense_linear(self.model, unit.path) for unit, _ in members}
+        plain_members = [(unit, without_correction(layer)) for unit, layer in members]
+        twin = copy.deepcopy(place.block)
+        plain = list(self._stages(seen, plain_members, scalings, weights))
+        plain_error = held.error()
+        for path, linear in dense.items():
+            self.model.set_submodule(path, linear)
+        corrected = list(self._stages(seen, members, scalings, weights, twin))
+        error = held.error()
+        better = error < plain_error
+        self.notes.append(
+            f"{place.path}: correction {'kept' if better else 'left out'}, held-out error "
+            f"{error:.4g} with it, {plain_error:.4g} without"
+        )
+        for packed in corrected if better else plain:
+            self.model.set_submodule(packed.unit.path, packed.module)
+            self._keep(packed)
+
+    def _token_weights(self, place: Place, members: list[Member]) -> list[Tensor] | None:
+        """By call [rows, tokens], None where every token counts 1."""
+        kind = self._calibration.token_weights
+        if kind == "none" or self.batches is None:
+            return None
+        weights = token_weights(
+            kind, self.model, self.architecture, place, members, self.batches, self._gradients
+        )
+        if weights is None:
+            self.notes.append(f"{place.path}: no label depends on it, so that tokens count 1")
+            return None
+        values = torch.cat([part.flatten() for part in weights])
+        low, high = float(values.min()), float(values.max())
+        self.notes.append(f"{place.path}: {kind} token weights from {low:.3g} to {high:.3g}")
+        return weights
+
+    def _stages(
+        self,
+        place: Place,
+        members: list[Member],
+        scalings: Mapping[str, Scaling],
+        weights: list[Tensor] | None,
+        twin: nn.Module | None = None,
+    ) -> Iterator[Packed]:
+        """Quantizes the linears stage by stage and puts the packed ones in their places. With
+        ``twin``, the block in full precision, GPTQ is corrected."""
+        max_tokens = self._calibration.max_tokens
         stages = sorted({unit.stage for unit, _ in members})
         step_by_step = self._calibration.true_sequential and not self._from_full
         for stage_set in [{stage} for stage in stages] if step_by_step else [set(stages)]:
             part = [(unit, layer) for unit, layer in members if unit.stage in stage_set]
-            inputs = self._inputs(block, part, calls)
+            units = [unit for unit, _ in part]
+            if twin is None:
+                found = block_inputs(
+                    self.model, place.block, units, place.calls, max_tokens, weights
+                )
+                inputs: Mapping[str, tuple[InputStats, Tensor | None]] = {
+                    group: (stats, None) for group, stats in found.items()
+                }
+            else:
+                inputs = paired_inputs(
+                    place.block,
+                    twin,
+                    place.path,
+                    units,
+                    place.calls,
+                    place.full,
+                    max_tokens,
+                    weights,
+                )
             for unit, layer in part:
-                self._pack(unit, layer, inputs[unit.input_group], scalings.get(unit.path))
-
-    def _inputs(
-        self, block: nn.Module, members: list[Member], calls: list[Call]
-    ) -> dict[str, InputStats]:
-        """Statistics by input group."""
-        units = [unit for unit, _ in members]
-        return block_inputs(self.model, block, units, calls, self._calibration.max_tokens)
+                stats, asymmetry = inputs[unit.input_group]
+                yield self._pack(unit, layer, stats, scalings.get(unit.path), asymmetry)
 
     def _head_inputs(self, paths: Sequence[str]) -> dict[str, InputStats]:
         if self.batches is None or not paths:
@@ -230,12 +314,14 @@ class _Run:
         )
 
     def _scale(
-        self, block: nn.Module, members: list[Member], calls: list[Call]
+        self, place: Place, members: list[Member], weights: list[Tensor] | None
     ) -> dict[str, Scaling]:
-        scaled = [(unit, layer) for unit, layer in members if layer.method == "awq"]
-        if not scaled:
+        units = [unit for unit, layer in members if layer.method == "awq"]
+        if not units:
             return {}
-        return scale_block(self.model, self.plan, members, self._inputs(block, scaled, calls))
+        max_tokens = self._calibration.max_tokens
+        inputs = block_inputs(self.model, place.block, units, place.calls, max_tokens, weights)
+        return scale_block(self.model, self.plan, members, inputs)
 
     def _pack(
         self,
@@ -243,14 +329,20 @@ class _Run:
         layer: LayerPlan,
         stats: InputStats | None,
         scaling: Scaling | None,
-    ) -> None:
-        """Quantizes one linear, puts the packed one in its place, records and reports."""
+        asymmetry: Tensor | None = None,
+    ) -> Packed:
+        """Quantizes one linear and puts the packed one in its place."""
         linear = dense_linear(self.model, unit.path)
-        packed, report = quantize_weight(linear.weight, unit, layer, stats, scaling)
-        replacement = QuantLinear.replacing(linear, packed)
-        self.model.set_submodule(unit.path, replacement)
-        self.records.append(record_of(unit, layer, report, replacement, stats, scaling))
-        self._report_progress(unit, layer, report)
+        packed, report = quantize_weight(linear.weight, unit, layer, stats, scaling, asymmetry)
+        module = QuantLinear.replacing(linear, packed)
+        self.model.set_submodule(unit.path, module)
+        record = record_of(unit, layer, report, module, stats, scaling)
+        return Packed(unit, layer, module, report, record)
+
+    def _keep(self, packed: Packed) -> None:
+        """Records and reports a linear that stays as it is now."""
+        self.records.append(packed.record)
+        self._report_progress(packed.unit, packed.layer, packed.report)
 
     def _report_progress(self, unit: LinearUnit, layer: LayerPlan, report: Report) -> None:
         self._weights_done += unit.weights
@@ -280,60 +372,6 @@ class _Run:
                     eta=eta,
                 )
             )
-
-
-def _check_weights(model: nn.Module, decided: Plan) -> None:
-    for unit, _ in decided.quantized():
-        weight = dense_linear(model, unit.path).weight
-        check_weight(weight, unit.path)
-        if on_cuda(weight) and weight.dtype not in (torch.float16, torch.bfloat16):
-            raise MmqError(
-                f"{unit.path}: expected float16 or bfloat16 weights on CUDA, got {weight.dtype}; "
-                "convert the model, as by model.to(torch.bfloat16)"
-            )
-
-
-def _batches(
-    model: nn.Module,
-    decided: Plan,
-    samples: Sequence[Sample] | None,
-    sample_ids: Sequence[str] | None,
-) -> list[dict[str, Tensor]] | None:
-    """The calibration batches, None where the recipe runs without any."""
-    if samples is None:
-        for unit, layer in decided.quantized():
-            if layer.method in ("gptq", "awq"):
-                raise MmqError(
-                    f"samples: expected calibration samples for {layer.method} of {unit.path}, "
-                    "got none"
-                )
-        return None
-    return calibration_batches(model, decided.recipe, samples, sample_ids)
-
-
-def calibration_batches(
-    model: nn.Module,
-    recipe: Recipe,
-    samples: Sequence[Sample],
-    sample_ids: Sequence[str] | None = None,
-) -> list[dict[str, Tensor]]:
-    """The samples that ``recipe`` uses, freed of padding, in batches on the model's device.
-
-    Raises MmqError as :func:`mmq.samples.check_samples` and for ids that do not match.
-    """
-    check_samples(samples)
-    if sample_ids is not None and len(sample_ids) != len(samples):
-        raise MmqError(
-            f"sample_ids: expected one per sample ({len(samples)}), got {len(sample_ids)}"
-        )
-    stacks = {stack.name for stack in architecture_of(model).stacks}
-    used = samples[: recipe.calibration.samples]
-    rows = split_samples(used, encoder_decoder="encoder" in stacks)
-    device = device_of(model)
-    return [
-        {name: x.to(device) for name, x in batch.items()}
-        for batch in micro_batches(rows, MICRO_BATCH)
-    ]
 
 
 def _untie(model: Any, unit: LinearUnit) -> str:
@@ -387,5 +425,5 @@ def _manifest(run: _Run, used: int | None, sample_ids: list[str] | None) -> Mani
         bits_per_weight=sizes.packed_bits_per_weight,
         model_bits_per_weight=sizes.model_bits_per_weight,
         seconds=time.monotonic() - run.started,
-        notes=list(run.plan.coverage.notes),
+        notes=[*run.plan.coverage.notes, *run.notes],
     )

@@ -27,7 +27,15 @@ from pydantic import Field, field_validator
 from mmq.architectures import COMPONENTS, Component, LayerType
 from mmq.errors import MmqError
 from mmq.models import Third
-from mmq.options import AwqOptions, Dead, GptqOptions, OrderOption, Search
+from mmq.options import (
+    AwqOptions,
+    Correction,
+    Dead,
+    GptqOptions,
+    OrderOption,
+    Search,
+    TokenWeights,
+)
 from mmq.schema import Strict, parse_text, read_text, validated
 from mmq.spec import BITS, Clip, QuantSpec, ScaleDtype, SymmetricRange, Zero
 
@@ -50,6 +58,8 @@ class GptqSettings(Strict):
     block: Annotated[int, Field(ge=1)] | None = None
     static_groups: bool | None = None
     dead: Dead | None = None
+    correction: Correction | None = None
+    alpha: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
 
 
 class AwqSettings(Strict):
@@ -157,12 +167,16 @@ class Calibration(Strict):
     ``upstream="quantized"`` feeds a block what the quantized blocks before it produce, ``"full"``
     the activations of the unquantized model. ``true_sequential`` runs a block again after each of
     its stages. ``max_tokens`` bounds the tokens of one sample that enter the statistics.
+    ``token_weights`` says how much each token counts, see ``mmq.tokens``; ``held_out`` is the share
+    of the batches that decide, block by block, whether a correction of GPTQ stays.
     """
 
     samples: Annotated[int, Field(ge=1)] = 128
     upstream: Upstream = "quantized"
     true_sequential: bool = True
     max_tokens: Annotated[int, Field(ge=1)] | None = None
+    token_weights: TokenWeights = "none"
+    held_out: Annotated[float, Field(gt=0.0, le=0.5)] = 0.25
 
 
 class Recipe(Strict):

@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +21,15 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from mmq.calibrate import advance, block_inputs, calibrating, capture, head_inputs, run_block
+from mmq.calibrate import (
+    advance,
+    block_inputs,
+    calibrating,
+    capture,
+    head_inputs,
+    replaced_weights,
+    run_block,
+)
 from mmq.errors import MmqError
 from mmq.hessian import InputStats
 from mmq.linear import Layout
@@ -31,7 +38,7 @@ from mmq.models import LinearUnit, architecture_of, blocks_of
 from mmq.outputs import OutputDivergence, gradient_energies
 from mmq.packed import PackedWeight
 from mmq.plan import LayerPlan, Plan, plan
-from mmq.quantize import calibration_batches
+from mmq.prepare import calibration_batches
 from mmq.recipe import UNTOUCHED_BITS, Recipe
 from mmq.samples import Sample
 from mmq.scaling import Member, dense_linear, run_time_scales
@@ -357,19 +364,6 @@ class _Work:
 def row_errors(difference: Tensor, hessian: Tensor) -> Tensor:
     """The mean over tokens of (D x)_i^2 for every row i of D [n, k], float64 [n]."""
     return ((difference @ hessian) * difference).sum(dim=1, dtype=torch.float64) / 2
-
-
-@contextmanager
-def replaced_weights(weights: Mapping[nn.Linear, Tensor]) -> Iterator[None]:
-    """The linears with other weights [n, k], rounded to their types; afterwards with their own."""
-    own = {linear: linear.weight.data for linear in weights}
-    try:
-        for linear, weight in weights.items():
-            linear.weight.data = weight.to(linear.weight.dtype)
-        yield
-    finally:
-        for linear, weight in own.items():
-            linear.weight.data = weight
 
 
 def _at_width(layer: LayerPlan, bits: int) -> LayerPlan:

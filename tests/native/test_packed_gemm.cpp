@@ -80,9 +80,9 @@ int main() {
   struct Shape {
     int64_t m, n, k, group_size;
   };
-  const Shape shapes[] = {{0, 8, 32, 32},  {1, 2, 33, 33},    {1, 16, 64, 32},    {3, 9, 70, 7},
-                          {4, 24, 96, 32}, {5, 7, 40, 1},     {13, 17, 300, 128}, {14, 8, 31, 31},
-                          {2, 8, 0, 1},    {33, 150, 544, 64}};
+  const Shape shapes[] = {{0, 8, 32, 32},  {1, 2, 33, 33},     {1, 16, 64, 32},    {3, 9, 70, 7},
+                          {4, 24, 96, 32}, {5, 7, 40, 1},      {13, 17, 300, 128}, {14, 8, 31, 31},
+                          {2, 8, 0, 1},    {33, 150, 544, 64}, {130, 20, 70, 32},  {0, 8, 33, 7}};
   for (const char* const* isa = mmq::cpu::supported_isas(); *isa; ++isa) {
     mmq::cpu::select_isa(*isa);
     for (int bits = mmq::kMinBits; bits <= mmq::kMaxBits; ++bits)

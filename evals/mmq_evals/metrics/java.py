@@ -19,12 +19,15 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
+import numpy as np
+
 from mmq_evals.errors import EvalError
-from mmq_evals.metrics.caption import CaptionScores
+from mmq_evals.metrics.caption import CaptionScores, FloatArray
 from mmq_evals.metrics.inputs import Hypotheses, References, tokenize_pairs
 from mmq_evals.metrics.tokenize import Tokens, sanitize
 
@@ -48,7 +51,19 @@ _DROPPED = frozenset(
     "'' ' `` ` -LRB- -RRB- -LCB- -RCB- . ? ! , : - -- ... ;".split()  # noqa: SIM905
 )
 _METEOR_STATISTICS = 23
+# English, as METEOR 1.5 ships it: weights of exact, stem, synonym and paraphrase matches, then of
+# precision, of fragmentation (exponent, factor), and of content words against function words.
+_METEOR_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])
+_METEOR_ALPHA, _METEOR_BETA, _METEOR_GAMMA, _METEOR_DELTA = 0.85, 0.2, 0.6, 0.75
 _SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class MeteorScores(CaptionScores):
+    """METEOR's aggregate and values per image, with the ``statistics`` of every image in that
+    order: lengths, function words, and matches; see `meteor_from_statistics`."""
+
+    statistics: tuple[tuple[float, ...], ...]
 
 
 class JavaUnavailableError(EvalError):
@@ -115,7 +130,7 @@ def tokenize_ptb(texts: Sequence[str]) -> list[Tokens]:
 
 def meteor(
     references: References, hypotheses: Hypotheses, *, tokenizer: str = "py", heap: str = "2G"
-) -> CaptionScores:
+) -> MeteorScores:
     """METEOR 1.5 (Denkowski and Lavie 2014), English, normalised, as pycocoevalcap runs it.
 
     The corpus value is the program's aggregate, computed from summed statistics, and not the mean
@@ -145,7 +160,38 @@ def meteor(
         values = [_number(ask(f"EVAL ||| {' ||| '.join(statistics)}"))]
         values += [_number(ask(None)) for _ in hyps]
     # The aggregate follows the values per image.
-    return CaptionScores(values[-1], dict(zip(hyps, values, strict=False)))
+    per_image = dict(zip(hyps, values, strict=False))
+    columns = tuple(_whole(list(map(_number, line.split()))) for line in statistics)
+    return MeteorScores(values[-1], per_image, columns)
+
+
+def _whole(row: list[float]) -> tuple[float, ...]:
+    """Quirk: a hypothesis that is the reference, in one chunk, adds none to the corpus."""
+    identical = row[20] == 1.0 and row[21:23] == row[0:2]
+    return (*row[:20], 0.0, *row[21:]) if identical else tuple(row)
+
+
+def meteor_from_statistics(statistics: FloatArray) -> FloatArray:
+    """METEOR, shape (...), of summed statistics, shape (..., 23): what Java computes of them.
+
+    In order: words of hypothesis and reference; function words of both; for exact, stem, synonym
+    and paraphrase matches the matched content words of both and the matched function words of both;
+    chunks (none where both are one); matched words of both (Denkowski and Lavie 2014, section 2).
+    """
+    matches = statistics[..., 4:20].reshape((*statistics.shape[:-1], 4, 4))
+    content = np.einsum("...ks,k->...s", matches[..., 0:2], _METEOR_WEIGHTS)
+    function = np.einsum("...ks,k->...s", matches[..., 2:4], _METEOR_WEIGHTS)
+    matched = _METEOR_DELTA * content + (1.0 - _METEOR_DELTA) * function
+    words, function_words = statistics[..., 0:2], statistics[..., 2:4]
+    total = _METEOR_DELTA * (words - function_words) + (1.0 - _METEOR_DELTA) * function_words
+    share = np.divide(matched, total, out=np.zeros_like(matched), where=total > 0.0)
+    precision, recall = share[..., 0], share[..., 1]
+    mean = _METEOR_ALPHA * precision + (1.0 - _METEOR_ALPHA) * recall
+    f = np.divide(precision * recall, mean, out=np.zeros_like(mean), where=mean > 0.0)
+    chunks, both = statistics[..., 20], statistics[..., 21:23]
+    found = both.sum(axis=-1) / 2.0
+    fragments = np.divide(chunks, found, out=np.zeros_like(chunks), where=found > 0.0)
+    return np.asarray(f * (1.0 - _METEOR_GAMMA * fragments**_METEOR_BETA))
 
 
 def spice(

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import mmq
 from mmq.architectures import COMPONENTS
+from mmq.correction import corrects
 from mmq.errors import MmqError
 from mmq.models import LinearUnit, resolve
 from mmq.plan import LayerPlan, Plan, plan_units
@@ -224,6 +225,8 @@ def choice_of(layer: LayerPlan) -> dict[str, Any]:
     for method in ("gptq", "awq"):
         if layer.method != method:
             data.pop(method, None)
+        elif data[method].get("correction") == "none":  # Then its share does not matter.
+            del data[method]["correction"], data[method]["alpha"]
     data.pop("reason", None)
     return data
 
@@ -234,7 +237,12 @@ def part_keys(decided: Plan, fingerprint: str) -> dict[str, str]:
     Calibrated behind the quantized upstream, that is everything before it, too.
     """
     recipe = decided.recipe
-    calibration = [recipe.calibration.model_dump(mode="json"), recipe.seed]
+    used = recipe.calibration.model_dump(mode="json")
+    if used["token_weights"] == "none":
+        del used["token_weights"]
+    if not corrects(decided.quantized()):
+        del used["held_out"]
+    calibration = [used, recipe.seed]
     keys: dict[str, str] = {}
     for component in COMPONENTS:
         choices = {

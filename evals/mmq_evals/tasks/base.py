@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import torch
 from PIL import Image
 
 from mmq_evals.data.images import read_image
@@ -21,6 +19,7 @@ from mmq_evals.data.items import CaptionItem, RetrievalItem, VqaItem
 from mmq_evals.data.layouts import Dataset
 from mmq_evals.errors import EvalError
 from mmq_evals.rows import WHOLE, Row, Shard
+from mmq_evals.tasks.generation import Asking
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +44,9 @@ class Task(Protocol):
 
     @property
     def dataset(self) -> Dataset[Any]: ...
+
+    @property
+    def items(self) -> Sequence[Any]: ...
 
     @property
     def protocol(self) -> dict[str, Any]: ...
@@ -82,6 +84,9 @@ class Task(Protocol):
     def rows(self, parts: Mapping[str, Row]) -> list[Row]:
         """The rows of all ``ids``, without scores, of all parts by id. A pure function."""
 
+    def asking(self, items: Sequence[Any]) -> Asking | None:
+        """How a language model is asked about some items; None for a task without one."""
+
     def sample_scores(self, row: Row) -> dict[str, float]:
         """Scores in [0, 1] (CIDEr: [0, 10]) of one row, by metric. A pure function of the row and
         the table of document frequencies in the task."""
@@ -91,29 +96,6 @@ class Task(Protocol):
 
     def baselines(self) -> dict[str, dict[str, float]]:
         """Scores of predictions made without looking at the image, by the same scorer."""
-
-
-@dataclass(frozen=True)
-class Generation:
-    """Decoding by beam search (greedy for one beam), never sampling. Lengths in new tokens."""
-
-    max_new_tokens: int
-    min_new_tokens: int = 0
-    num_beams: int = 1
-    length_penalty: float = 1.0
-
-    def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of ``generate``."""
-        given: dict[str, Any] = {
-            "do_sample": False,
-            "num_beams": self.num_beams,
-            "max_new_tokens": self.max_new_tokens,
-        }
-        if self.min_new_tokens > 0:
-            given["min_new_tokens"] = self.min_new_tokens
-        if self.num_beams > 1:
-            given["length_penalty"] = self.length_penalty
-        return given
 
 
 def batches(
@@ -151,55 +133,3 @@ def failed_row(row_id: str, why: str) -> Row:
 def scored(task: Task, rows: Sequence[Row]) -> list[Row]:
     """The rows with their ``scores``."""
     return [{**row, "scores": task.sample_scores(row)} for row in rows]
-
-
-def to_model(model: Any, inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Tensors on the model's device, floats in its compute dtype."""
-    return {
-        name: value.to(model.device, model.dtype if value.is_floating_point() else None)
-        for name, value in inputs.items()
-    }
-
-
-@torch.no_grad()
-def generate(
-    model: Any,
-    processor: Any,
-    images: Sequence[Image.Image],
-    prompts: Sequence[str],
-    generation: Generation,
-    *,
-    max_prompt_tokens: int | None = None,
-) -> list[str]:
-    """Continue one prompt for each image; returns the new text alone, special tokens dropped.
-
-    Prompts are padded on the left. New tokens are told from the prompt by position, never by text.
-
-    Raises:
-        EvalError: the processor puts no image tokens into the prompt, so that the model would not
-            see the image.
-    """
-    text_arguments: dict[str, Any] = {"padding": True, "padding_side": "left"}
-    if max_prompt_tokens is not None:
-        # The BLIP-2 processor takes its query tokens off the length before it cuts the text.
-        queries = getattr(processor, "num_query_tokens", None) or 0
-        text_arguments |= {"truncation": True, "max_length": max_prompt_tokens + queries}
-    inputs = processor(
-        images=list(images), text=list(prompts), return_tensors="pt", **text_arguments
-    )
-    image_token = getattr(model.config, "image_token_index", None)
-    if image_token is None or not (inputs["input_ids"] == image_token).any(dim=1).all():
-        raise EvalError(
-            f"processor: expected image tokens (id {image_token}) in every prompt, got none; "
-            "the processor's num_query_tokens or image token does not fit the model"
-        )
-    inputs = to_model(model, inputs)
-    arguments = generation.arguments()
-    if processor.tokenizer.pad_token_id is not None:
-        arguments["pad_token_id"] = processor.tokenizer.pad_token_id
-    output = model.generate(**inputs, **arguments)
-    text_config = getattr(model.config, "text_config", model.config)
-    if not getattr(text_config, "is_encoder_decoder", False):
-        output = output[:, inputs["input_ids"].shape[1] :]
-    texts = processor.tokenizer.batch_decode(output, skip_special_tokens=True)
-    return [text.strip() for text in texts]

@@ -23,12 +23,11 @@ from mmq_evals.metrics.caption import (
 )
 from mmq_evals.rows import WHOLE, Row, Shard
 from mmq_evals.tasks.base import (
-    Generation,
     batches,
     failed_row,
-    generate,
     read_images,
 )
+from mmq_evals.tasks.generation import Asking, Generation, generate
 from mmq_evals.tiny import CAPTION_MAX_NEW_TOKENS, CAPTION_PROMPT
 
 # Prompt and decoding by protocol name; "lavis" and "study" are those of published figures, "study"
@@ -76,6 +75,10 @@ class Captioning:
     def part_ids(self) -> list[str]:
         return self.ids
 
+    def asking(self, items: Sequence[CaptionItem]) -> Asking:
+        prompt, generation = PROTOCOLS[self.decoding]
+        return Asking((prompt,) * len(items), generation)
+
     def rows(self, parts: Mapping[str, Row]) -> list[Row]:
         return [parts[row_id] for row_id in self.ids]
 
@@ -106,18 +109,18 @@ class Captioning:
         done: Container[str] = (),
         shard: Shard = WHOLE,
     ) -> Iterator[Row]:
-        prompt, generation = PROTOCOLS[self.decoding]
         for batch in batches(self.items, batch_size, done, shard):
             readable, images, failed = read_images(batch)
             yield from itertools.starmap(failed_row, failed.items())
             if not readable:
                 continue
-            texts = generate(model, processor, images, [prompt] * len(images), generation)
-            for item, text in zip(readable, texts, strict=True):
+            answers = generate(model, processor, images, self.asking(readable))
+            for item, answer in zip(readable, answers, strict=True):
                 yield {
                     "id": item.id,
                     "cluster": item.id,
-                    "prediction": text,
+                    "prediction": answer.text,
+                    "tokens": list(answer.tokens),
                     "references": list(item.references),
                 }
 

@@ -19,8 +19,9 @@ from mmq_evals.data.images import identity
 from mmq_evals.data.items import RetrievalItem
 from mmq_evals.rows import Shard, model_fingerprint
 from mmq_evals.stats import FloatArray
-from mmq_evals.tasks.base import read_images, to_model
+from mmq_evals.tasks.base import read_images
 from mmq_evals.tasks.features import Features, features_folder, fill, read_features
+from mmq_evals.tasks.generation import to_model
 
 MAX_WORDS = 50
 MAX_TEXT_TOKENS = 35

@@ -165,6 +165,9 @@ class Retrieval:
                     "matching": _plain(matching[mine]),
                 }
 
+    def asking(self, items: Sequence[RetrievalItem]) -> None:
+        """No language model is asked."""
+
     def rows(self, parts: Mapping[str, Row]) -> list[Row]:
         """Rows of all images, then of all their captions. The candidates of a query are the best
         ``k_test`` by similarity, of equal ones those that come first."""

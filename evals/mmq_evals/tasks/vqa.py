@@ -19,17 +19,16 @@ from mmq_evals.metrics import gqa, vqa
 from mmq_evals.rows import WHOLE, Row, Shard
 from mmq_evals.summary import by_metric
 from mmq_evals.tasks.base import (
-    Generation,
     batches,
     failed_row,
-    generate,
     read_images,
     scored,
 )
+from mmq_evals.tasks.generation import Asking, Generation, generate
 
 
 @dataclass(frozen=True)
-class Asking:
+class Style:
     """Prompt with one place for the question, decoding, and the tokens a prompt is cut to."""
 
     prompt: str
@@ -38,14 +37,14 @@ class Asking:
 
 
 _BLIP2_PROMPT = "Question: {} Short answer:"
-LLAVA = Asking(
+LLAVA = Style(
     "USER: <image>\n{}\nAnswer the question using a single word or phrase. ASSISTANT:",
     Generation(16),
 )
 # The published protocols, by family of models.
-PROTOCOLS: dict[str, Asking] = {
-    "blip2-opt": Asking(_BLIP2_PROMPT, Generation(10, 1, num_beams=5, length_penalty=0.0), 32),
-    "blip2-t5": Asking(_BLIP2_PROMPT, Generation(10, 1, num_beams=5, length_penalty=-1.0), 32),
+PROTOCOLS: dict[str, Style] = {
+    "blip2-opt": Style(_BLIP2_PROMPT, Generation(10, 1, num_beams=5, length_penalty=0.0), 32),
+    "blip2-t5": Style(_BLIP2_PROMPT, Generation(10, 1, num_beams=5, length_penalty=-1.0), 32),
     "llava": LLAVA,
 }
 
@@ -59,13 +58,13 @@ class VisualQuestions:
     """
 
     dataset: Dataset[VqaItem]
-    asking: str
+    style: str
     name: str = "vqa"
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        if self.asking not in PROTOCOLS:
-            raise EvalError(f"asking: expected one of {sorted(PROTOCOLS)}, got {self.asking!r}")
+        if self.style not in PROTOCOLS:
+            raise EvalError(f"style: expected one of {sorted(PROTOCOLS)}, got {self.style!r}")
         counts = {len(item.answers) for item in self.dataset.items}
         if 0 in counts or len(counts) > 1 or (self.name == "gqa" and counts != {1}):
             raise EvalError(
@@ -95,14 +94,20 @@ class VisualQuestions:
     def part_ids(self) -> list[str]:
         return self.ids
 
+    def asking(self, items: Sequence[VqaItem]) -> Asking:
+        style = PROTOCOLS[self.style]
+        # Not str.format: a question may hold braces.
+        prompts = tuple(style.prompt.replace("{}", item.question) for item in items)
+        return Asking(prompts, style.generation, style.max_prompt_tokens)
+
     def rows(self, parts: Mapping[str, Row]) -> list[Row]:
         return [parts[row_id] for row_id in self.ids]
 
     @property
     def protocol(self) -> dict[str, Any]:
         return {
-            "asking": self.asking,
-            **asdict(PROTOCOLS[self.asking]),
+            "style": self.style,
+            **asdict(PROTOCOLS[self.style]),
             "padding_side": "left",
             "accuracies": list(gqa.PROTOCOLS if self.name == "gqa" else vqa.PROTOCOLS),
         }
@@ -117,23 +122,14 @@ class VisualQuestions:
         done: Container[str] = (),
         shard: Shard = WHOLE,
     ) -> Iterator[Row]:
-        asking = PROTOCOLS[self.asking]
         for batch in batches(self.items, batch_size, done, shard):
             readable, images, failed = read_images(batch)
             yield from itertools.starmap(failed_row, failed.items())
             if not readable:
                 continue
-            texts = generate(
-                model,
-                processor,
-                images,
-                # Not str.format: a question may hold braces.
-                [asking.prompt.replace("{}", item.question) for item in readable],
-                asking.generation,
-                max_prompt_tokens=asking.max_prompt_tokens,
-            )
-            for item, text in zip(readable, texts, strict=True):
-                yield _row(item, text)
+            answers = generate(model, processor, images, self.asking(readable))
+            for item, answer in zip(readable, answers, strict=True):
+                yield _row(item, answer.text) | {"tokens": list(answer.tokens)}
 
     def sample_scores(self, row: Row) -> dict[str, float]:
         prediction, answers = row["prediction"], row["answers"]
