@@ -142,6 +142,7 @@ def test_a_factor_that_never_varies_is_left_out(tmp_path: Path) -> None:
     part = grid["importance"][0]
     assert (part["kind"], part["cells"], part["fixed"]) == ("exact", 9, ["connector"])
     assert list(shares(part)) == ["vision", "language", "vision x language"]
+    assert {row["spared"] for row in grid["leave_one_full"]} == {"vision", "language"}
 
 
 def test_tables_of_effects_are_the_cells(tmp_path: Path) -> None:

@@ -198,6 +198,10 @@ def _unusable(grid: Grid, target: str, levels: Levels) -> str:
 def joint_grid(grid: Grid, target: str) -> Grid:
     """The factors that vary together: the grid itself, or its largest complete part."""
     levels = grid.levels(target)
+    varying = [axis for axis, known in enumerate(levels) if len(known) > 1]
+    if 0 < len(varying) < len(levels):
+        grid = _slice(grid, target, [set(axis) for axis in levels], varying)
+        levels = grid.levels(target)
     if prod(map(len, levels)) == len(grid.scored(target)):
         return grid
     return _largest_slice(grid, target, levels) or grid
