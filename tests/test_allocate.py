@@ -38,6 +38,8 @@ from mmq.sensitivity import Bank, Choice, ErrorTable, UnitErrors, measure_errors
 from mmq_evals.metrics.agreement import token_agreement
 
 WIDTHS = (2, 3, 4, 5, 6, 8)
+FISHER: Any = {"objectives": ("fisher",)}
+NONE: Any = {"objectives": ()}
 
 
 def tiny(name: str) -> Any:
@@ -173,7 +175,12 @@ def test_ties_go_to_fewer_bytes() -> None:
         (16.5, "relative", {}, r"bpw: expected 2\.0000 to 16\.0000 stored"),
         (float("nan"), "relative", {}, "bpw: expected"),
         (3.0, "fisher", {}, "expected a table with fisher, got none for part.0.fc"),
-        (3.0, "best", {}, "objective: expected one of relative, output, fisher, kl, got 'best'"),
+        (
+            3.0,
+            "best",
+            {},
+            "objective: expected one of relative, output, fisher, kl, mixed, got 'best'",
+        ),
         (3.0, "relative", {"fixed": (("q*", 3),)}, r"fixed: expected 'q\*' to match"),
         (
             3.0,
@@ -210,7 +217,7 @@ def test_predicted_bytes_are_those_of_the_quantized_model(name: str, settings: A
     model = tiny(name)
     recipe = recipe_of(**settings)
     samples = samples_for(model)
-    table = measure_errors(model, recipe, samples, (2, 3, 6))
+    table = measure_errors(model, recipe, samples, (2, 3, 6), objectives=())
     uniform = [choice.stored_bytes for unit in table.units for choice in unit.choices]
     low, high = 8 * min(uniform), 8 * max(uniform)
     assert low < high
@@ -243,7 +250,7 @@ def test_errors_are_those_of_quantizing_on_the_full_model(method: str) -> None:
     data["calibration"] = {"upstream": "full", "samples": 4}
     recipe = parse_recipe(data)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    table = measure_errors(model, recipe, samples, (3, 16))
+    table = measure_errors(model, recipe, samples, (3, 16), objectives=())
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     manifest = mmq.quantize(model, recipe, samples)
     assert [unit.path for unit in table.units] == [
@@ -263,7 +270,7 @@ def test_measured_divergence_is_that_of_the_logits() -> None:
     recipe = parse_recipe(
         {"overrides": [{"match": "*layers.1.mlp.up_proj", "method": "rtn", "group_size": 16}]}
     )
-    table = measure_errors(model, recipe, samples, (2,), kl=True)
+    table = measure_errors(model, recipe, samples, (2,), objectives=("kl",))
     full = [predictions(model, architecture_of(model), sample)[0].logits for sample in samples]
     mmq.quantize(
         model,
@@ -341,12 +348,28 @@ def predictions_without_ids(model: Any, sample: dict[str, torch.Tensor]) -> None
     predictions(model, architecture_of(model), {"inputs_embeds": embeds})
 
 
+def test_mixed_measures_where_errors_are_large_and_estimates_elsewhere() -> None:
+    model, recipe = tiny("llava"), recipe_of("rtn")
+    samples = samples_for(model, 3)
+    table = measure_errors(model, recipe, samples, (2, 4))
+    both = measure_errors(model, recipe, samples, (2, 4), objectives=("fisher", "kl"))
+    large = 0
+    for unit, other in zip(table.units, both.units, strict=True):
+        for found, whole in zip(unit.choices, other.choices, strict=True):
+            assert (found.kl is not None) == (found.relative > sensitivity.LARGE)
+            assert found.error("mixed") == (whole.kl if found.kl is not None else whole.fisher)
+            assert found.error("mixed") is not None
+            large += found.kl is not None
+    assert 0 < large < 2 * len(table.units)
+    assert allocate(table, 4.5).objective == "mixed"
+
+
 def test_an_interrupted_measurement_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, recipe = tiny("llava"), recipe_of()
     samples = samples_for(model)
-    whole = measure_errors(model, recipe, samples, (2, 4), fisher=True)
+    whole = measure_errors(model, recipe, samples, (2, 4), **FISHER)
     file = tmp_path / "errors.json"
 
     class StopError(Exception):
@@ -357,7 +380,7 @@ def test_an_interrupted_measurement_goes_on(
             raise StopError
 
     with pytest.raises(StopError):
-        measure_errors(model, recipe, samples, (2, 4), fisher=True, file=file, progress=stop)
+        measure_errors(model, recipe, samples, (2, 4), **FISHER, file=file, progress=stop)
     calls: list[str] = []
     real = sensitivity.quantize_weight
 
@@ -366,13 +389,13 @@ def test_an_interrupted_measurement_goes_on(
         return real(weight, unit, *rest)
 
     monkeypatch.setattr(sensitivity, "quantize_weight", counted)
-    resumed = measure_errors(model, recipe, samples, (2, 4), fisher=True, file=file)
+    resumed = measure_errors(model, recipe, samples, (2, 4), **FISHER, file=file)
     assert 0 < len(calls) < 2 * len(whole.units)
     assert resumed == whole
     calls.clear()
-    assert measure_errors(model, recipe, samples, (2, 4), fisher=True, file=file) == whole
+    assert measure_errors(model, recipe, samples, (2, 4), **FISHER, file=file) == whole
     assert not calls
-    wider = measure_errors(model, recipe, samples, (2, 4, 8), fisher=True, file=file)
+    wider = measure_errors(model, recipe, samples, (2, 4, 8), **FISHER, file=file)
     assert [c.bits for c in wider.units[0].choices] == [2, 4, 8]
     assert ErrorTable.read(file).units[0].choice(16).output == 0.0
 
@@ -380,15 +403,15 @@ def test_an_interrupted_measurement_goes_on(
 def test_a_table_of_something_else_is_refused(tmp_path: Path) -> None:
     model, recipe = tiny("llava"), recipe_of("rtn")
     samples, file = samples_for(model), tmp_path / "errors.json"
-    measure_errors(model, recipe, samples, (2,), file=file)
+    measure_errors(model, recipe, samples, (2,), **NONE, file=file)
     with pytest.raises(MmqError, match=r"expected recipe .* measure anew"):
-        measure_errors(model, recipe_of("rtn", clip="none"), samples, (2,), file=file)
+        measure_errors(model, recipe_of("rtn", clip="none"), samples, (2,), **NONE, file=file)
     with pytest.raises(MmqError, match=r"expected samples .* measure anew"):
-        measure_errors(model, recipe, samples[1:], (2,), file=file)
+        measure_errors(model, recipe, samples[1:], (2,), **NONE, file=file)
     with torch.no_grad():
         model.model.language_model.layers[1].mlp.up_proj.weight[0, 0] += 1
     with pytest.raises(MmqError, match=r"expected errors of these weights, .*up_proj differs"):
-        measure_errors(model, recipe, samples, (2,), file=file)
+        measure_errors(model, recipe, samples, (2,), **NONE, file=file)
     for content, message in (
         ("{", "expected a table of errors in JSON"),
         ("[]", "expected mmq-errors version 1, got None"),
@@ -411,7 +434,7 @@ def test_refinement_lowers_the_measured_divergence_within_the_budget() -> None:
     samples = samples_for(model)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     bank: Bank = {}
-    table = measure_errors(model, recipe, samples, (2, 3, 4, 16), bank=bank)
+    table = measure_errors(model, recipe, samples, (2, 3, 4, 16), objectives=(), bank=bank)
     first = allocate(table, 4.8, "relative")
     limits = Constraints(minimum=(("*.o_proj", 3),), tie_inputs=True)
     start = allocate(table, 4.8, "relative", limits)
@@ -507,7 +530,7 @@ def test_the_bank_holds_what_would_be_packed() -> None:
     model, recipe = tiny("llava"), recipe_of("awq")
     samples = samples_for(model)
     bank: Bank = {}
-    measure_errors(model, recipe, samples, (3,), bank=bank)
+    measure_errors(model, recipe, samples, (3,), objectives=(), bank=bank)
     full = parse_recipe({**recipe_of("awq", bits=3).to_dict(), "calibration": {"upstream": "full"}})
     before = {
         path: module.weight.detach().clone()

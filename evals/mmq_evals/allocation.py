@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 from mmq.errors import MmqError
 
 if TYPE_CHECKING:
-    from mmq.allocate import Objective
-    from mmq.sensitivity import Bank
+    from mmq.sensitivity import Bank, Objective
     from mmq_evals.tasks.build import Data
 
-OBJECTIVES = ("relative", "output", "fisher", "kl")
+OBJECTIVES = ("relative", "output", "fisher", "kl", "mixed")
 
 
 def add_allocate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,9 +34,10 @@ def add_allocate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--objective",
         choices=OBJECTIVES,
-        default="fisher",
-        help="what is summed over linears: relative or absolute output errors, the KL divergence "
-        "of predictions estimated by gradients (default), or measured for each linear (slow)",
+        default="mixed",
+        help="what is summed over linears: relative or absolute output errors; the KL divergence "
+        "of predictions estimated by gradients (fisher), measured for each linear and width (kl, "
+        "slow), or measured where errors are large and estimated elsewhere (mixed, the default)",
     )
     parser.add_argument(
         "--errors", help="table of errors, JSON: read, completed and written; a run goes on with it"
@@ -98,8 +98,7 @@ def run_allocate(args: argparse.Namespace, model: Any, processor: Any, data: Dat
         recipe,
         samples,
         bits,
-        fisher=objective == "fisher",
-        kl=objective == "kl",
+        objectives=(objective,),
         file=None if args.errors is None else Path(args.errors),
         bank=bank,
         progress=lambda path, done, total: print(f"[{done}/{total}] {path}", file=sys.stderr),

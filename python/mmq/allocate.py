@@ -15,7 +15,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -30,9 +30,8 @@ from mmq.prepare import calibration_batches
 from mmq.recipe import UNTOUCHED_BITS, Recipe, parse_recipe
 from mmq.samples import Sample
 from mmq.scaling import dense_linear
-from mmq.sensitivity import Bank, Choice, ErrorTable, UnitErrors
+from mmq.sensitivity import Bank, Choice, ErrorTable, Objective, UnitErrors
 
-Objective = Literal["relative", "output", "fisher", "kl"]
 STATES: Final = 10_000  # Of the frontier; beyond, the range of bytes is cut into so many granules.
 
 
@@ -154,7 +153,7 @@ class Allocation:
 def allocate(
     table: ErrorTable,
     bits_per_weight: float,
-    objective: Objective = "fisher",
+    objective: Objective = "mixed",
     constraints: Constraints | None = None,
     *,
     states: int = STATES,
@@ -165,7 +164,8 @@ def allocate(
       table: what :func:`mmq.sensitivity.measure_errors` found.
       bits_per_weight: the budget, stored bits per weight of the table's linears.
       objective: what is summed: ``relative`` output errors, absolute ``output`` errors, the KL
-        divergence estimated by ``fisher`` information or measured one linear at a time (``kl``).
+        divergence estimated by ``fisher`` information, measured one linear at a time (``kl``), or
+        measured where errors are large and estimated elsewhere (``mixed``).
       constraints: fixed widths, least widths, ties.
       states: see :func:`frontier`.
 
@@ -256,7 +256,7 @@ def _last(pairs: Sequence[tuple[str, int]], path: str, default: int) -> int:
 
 
 def _error(choice: Choice, objective: Objective, path: str) -> float:
-    value: float | None = getattr(choice, objective)
+    value = choice.error(objective)
     if value is None:
         raise MmqError(f"objective: expected a table with {objective}, got none for {path}")
     return value

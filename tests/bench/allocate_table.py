@@ -8,7 +8,7 @@ or fewer. Both are quantized by the same method on the same samples; tasks are e
 same items; the KL divergence from full precision is measured on samples that neither calibration
 nor allocation has seen.
 
-    python tests/bench/allocate_table.py [--models M,..] [--objectives fisher,kl,..] [--method ..]
+    python tests/bench/allocate_table.py [--models M,..] [--objectives kl,..] [--method M]
 
 Prints a Markdown table; the last line is JSON.
 """
@@ -24,9 +24,9 @@ from typing import Any
 from tiny_bench import Bench, head, show
 
 import mmq
-from mmq.allocate import Allocation, Objective, allocate, allocated_recipe, refine
+from mmq.allocate import Allocation, allocate, allocated_recipe, refine
 from mmq.plan import plan
-from mmq.sensitivity import Bank, measure_errors
+from mmq.sensitivity import Bank, Objective, measure_errors
 
 WIDTHS = (2, 3, 4, 5, 6, 8)
 CALIBRATION = 64
@@ -53,8 +53,7 @@ def table(
         base,
         bench.samples,
         WIDTHS,
-        fisher="fisher" in objectives,
-        kl="kl" in objectives,
+        objectives=objectives,
         file=bench.out / "errors.json",
         bank=bank,
     )
@@ -87,7 +86,7 @@ def table(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default="tiny-blip2-caption,tiny-llava")
-    parser.add_argument("--objectives", default="fisher,kl")
+    parser.add_argument("--objectives", default="fisher,mixed,kl")
     parser.add_argument("--method", default="uniform")
     parser.add_argument("--group-size", type=int, default=-1)
     parser.add_argument("--refine", type=int, default=0, help="moves after the last objective")
