@@ -17,10 +17,12 @@ from study_tables import additive, factorial
 
 from mmq.cli import main
 from mmq_evals.errors import EvalError
-from mmq_evals.study.report import svg
+from mmq_evals.study.analyze import Options, analyze
+from mmq_evals.study.report import charts, svg
 from mmq_evals.study.report.browser import samples_of
 from mmq_evals.study.report.build import write_report
 from mmq_evals.study.report.sections import heat_class
+from mmq_evals.study.report.verdict import shown_sign
 from mmq_evals.study.table import grids, read_table
 from mmq_evals.tiny import data as tiny_data
 
@@ -142,9 +144,7 @@ def test_text_of_others_is_escaped_everywhere(tmp_path: Path) -> None:
     assert not re.search(r"(?<!\\)\[x", outside)
 
 
-def _options() -> Any:
-    from mmq_evals.study.analyze import Options
-
+def _options() -> Options:
     return Options(resamples=50)
 
 
@@ -226,3 +226,22 @@ def test_scales_and_colours() -> None:
         "l9", "l4", "", "", "g9",
     ]  # fmt: skip
     assert heat_class(-1.0, 0.0) == ""
+
+
+def test_a_method_has_one_colour_and_verdicts_say_what_is_shown(tmp_path: Path) -> None:
+    """The table's first method is awq in one model and gptq in the other."""
+    rows = []
+    for model, order in (("one", ("awq", "gptq")), ("two", ("gptq", "rtn"))):
+        for method in order:
+            made = factorial(additive({"vision": 0.1, "language": 0.2}), method=method)
+            rows += [
+                {**row, "model": model, "run_id": f"{model}-{row['run_id']}"}
+                for row in made
+                if row["method"] != "none" or method == order[0]
+            ]
+    found = analyze(study_tables.write_jsonl(tmp_path / "t.jsonl", rows))
+    series = [charts.series_of(model["targets"][0]) for model in found["models"]]
+    assert [model["model"] for model in found["models"]] == ["one", "two"]
+    assert series == [{"gptq": 1, "awq": 2}, {"rtn": 0, "gptq": 1}]
+    values = ({"low": 0.0004, "high": 0.1}, {"low": 0.0006, "high": 0.1}, {"low": -1, "high": -0.1})
+    assert [shown_sign(value) for value in values] == [0, 1, -1]

@@ -68,10 +68,10 @@ def test_grids_share_full_precision_and_part_by_method_model_and_factors(tmp_pat
     other = [row for row in other if row["run_id"] in ("o0", "o7", "o48")]
     table = read_table(study_tables.write_jsonl(tmp_path / "t.jsonl", [*gptq, *awq, *other]))
     found = grids(table)
-    assert [grid.label for grid in found] == ["gptq", "awq", "gptq"]
-    assert [len(grid.cells) for grid in found] == [49, 49, 3]
-    assert found[0].full is found[1].full
-    assert found[2].names == ("vision",)
+    assert [grid.label for grid in found] == ["gptq", "gptq", "awq"]  # by method
+    assert [len(grid.cells) for grid in found] == [49, 3, 49]
+    assert found[0].full is found[2].full
+    assert found[1].names == ("vision",)
     assert found[0].levels()[0] == [2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 16.0]
 
 

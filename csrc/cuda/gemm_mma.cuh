@@ -49,6 +49,17 @@ __device__ inline void copy_vectors(uint32_t target, const uint4* source, uint64
   (cp_async_once<kVectors * kLanes * 16>(target, source, policy), ...);
 }
 
+// Whether ptxas has registers left to keep an address and a bound in, which spares instructions:
+// not for 64 rows of widths of several planes, nor of any width on sm_90, where it would spill.
+template <int kBits, int kTileM>
+__device__ constexpr bool has_spare_registers() {
+#if __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1000
+  return kTileM < 64;
+#else
+  return kTileM < 64 || plane_count(kBits) == 1;
+#endif
+}
+
 template <int kBits, class Activation, int kTileM>
 __global__ void __launch_bounds__(kGemmThreads, 1) packed_gemm_mma(const GemmParams params) {
   constexpr int kN8 = kTileM / 8;
@@ -60,6 +71,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1) packed_gemm_mma(const GemmPar
   constexpr int kXCopies = kTileM * kChunksPerRow / kGemmThreads;  // of 16 bytes, per thread
   constexpr int kRowsPerCopy = kGemmThreads / kChunksPerRow;       // 16
   constexpr int kBlockBytes = block_words(kBits) * 4;
+  constexpr bool kSpareRegisters = has_spare_registers<kBits, kTileM>();
   static_assert(kXCopies * kRowsPerCopy == kTileM, "every thread copies whole rows of chunks");
   static_assert(kRowsPerCopy % 8 == 0, "the swizzle of a thread's chunks is the same in all rows");
 
@@ -94,8 +106,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1) packed_gemm_mma(const GemmPar
   const uint32_t x_read = kept_value(shared_base + (matrix / 2 * 8 + lane % 8) * kXRowBytes +
                                      swizzle(slice_warp * kSteps * 2 + matrix % 2, lane % 8) * 16);
   uint32_t w_read = kXBytes + warp * kBlockBytes + lane * 16;
-  // Kept, too; 64 rows of a width of several planes have no register left for it on sm_80.
-  if constexpr (plane_count(kBits) == 1 || kTileM < 64) w_read = kept_value(w_read);
+  if constexpr (kSpareRegisters) w_read = kept_value(w_read);
 
   int tile = static_cast<int>(blockIdx.x) * params.tiles_per_block;
   const int tile_end = stripe_end(params);
@@ -112,10 +123,13 @@ __global__ void __launch_bounds__(kGemmThreads, 1) packed_gemm_mma(const GemmPar
     uint32_t w_vector = (strip * params.k_blocks + part.k_begin * kGemmSliceWarps + slice_warp) *
                             (kBlockBytes / 16) +
                         lane;
-    // Up to whole_end every chunk of a tile exists.
-    const int whole_end = part.first_row + kTileM <= params.m
-                              ? min(part.k_end, params.x_cols / kGemmTileK)
-                              : part.k_begin;
+    const bool rows_exist = part.first_row + kTileM <= params.m;
+    const int whole_end = rows_exist ? min(part.k_end, params.x_cols / kGemmTileK) : part.k_begin;
+    // Whether every chunk of tile k exists.
+    auto is_whole = [&](int k) {
+      if constexpr (kSpareRegisters) return k < whole_end;
+      return rows_exist && (k + 1) * kGemmTileK <= params.x_cols && k < part.k_end;
+    };
     const int copy_rows_left = params.m - part.first_row - copy_row;
     const int w_end = strip < params.strips
                           ? min(part.k_end, (params.k_blocks - slice_warp + 1) / kGemmSliceWarps)
@@ -123,7 +137,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1) packed_gemm_mma(const GemmPar
 
     auto copy_tile = [&](int k, uint32_t offset) {
       const uint4* x = static_cast<const uint4*>(params.x);
-      if (k < whole_end) {
+      if (is_whole(k)) {
         copy_rows<kRowsPerCopy * kXRowBytes>(x_write + offset, x, x_chunk,
                                              kRowsPerCopy * x_row_chunks,
                                              std::make_integer_sequence<int, kXCopies>());

@@ -80,7 +80,12 @@ def read(path: Path, options: Options) -> Table:
 def analyze_table(table: Table, options: Options) -> Data:
     """`analyze` of a table that was read by `read`."""
     found = grids(table, options.by)
-    models = list(dict.fromkeys(grid.model for grid in found))
+    # In the order of the table; the grids come by method.
+    models = [
+        model
+        for model in dict.fromkeys(str(run.values.get("model", "")) for run in table.runs)
+        if any(grid.model == model for grid in found)
+    ]
     return {
         "format": FORMAT,
         "version": FORMAT_VERSION,
@@ -97,7 +102,7 @@ def analyze_table(table: Table, options: Options) -> Data:
             {
                 "model": model,
                 "targets": [
-                    _target(table, [g for g in found if g.model == model], target, options)
+                    _target(table, found, model, target, options)
                     for target in table.targets
                     if any(
                         has(run, target)
@@ -112,9 +117,13 @@ def analyze_table(table: Table, options: Options) -> Data:
     }
 
 
-def _target(table: Table, found: Sequence[Grid], target: str, options: Options) -> Data:
-    """One target of one model."""
-    members = [grid for grid in found if any(has(run, target) for run in grid.cells.values())]
+def _target(table: Table, found: Sequence[Grid], model: str, target: str, options: Options) -> Data:
+    """One target of one model, of whose grids some may lack the target."""
+    members = [
+        grid
+        for grid in found
+        if grid.model == model and any(has(run, target) for run in grid.cells.values())
+    ]
     runs = [run for grid in members for run in grid.cells.values()]
     full = next((g.full for g in members if g.full is not None and has(g.full, target)), None)
     evidence = gather(
@@ -129,6 +138,8 @@ def _target(table: Table, found: Sequence[Grid], target: str, options: Options) 
         "images": evidence.images,
         "why_no_samples": evidence.why_none,
         "size": size,
+        # Of all targets, so that a method has one colour throughout.
+        "series": list(dict.fromkeys(grid.label for grid in found)),
         "grids": [_grid(grid, members, evidence, size, options) for grid in members],
         "methods": [
             row

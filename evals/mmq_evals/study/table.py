@@ -29,6 +29,7 @@ GROUPING = ("model", "method", "group_size", "zero", "clip", "upstream", "mode",
 PRIMARY = ("cider", "r_mean", "accuracy_always")
 # Agreement with full precision, a share or a correlation: 1 where nothing has changed.
 AGREEMENT = ("identical_captions", "same_answers", "rank_correlation")
+METHODS = ("uniform", "rtn", "gptq", "awq")
 FULL_METHODS = ("none", "full", "full precision", "fp16", "fp32")
 # Columns of a number per run that are no scores, whatever their names hold.
 _OTHER = re.compile(r"^(low|high|diff|diff_low|diff_high|p|seconds|layer_errors)\.|size|bytes|bpw")
@@ -191,6 +192,7 @@ def grids(table: Table, by: Sequence[str] = GROUPING) -> list[Grid]:
             groups.setdefault((options, tuple(place)), []).append((place, run))
     for model, runs in full.items():
         _check_full(table, model, runs)
+    groups = dict(sorted(groups.items(), key=lambda group: _rank(by, group[0][0])))
     if not groups:
         raise EvalError(f"results: {table.path}: expected quantized runs, got full precision alone")
     keys = [dict(zip(by, options, strict=False)) for options, _ in groups]
@@ -215,6 +217,13 @@ def grids(table: Table, by: Sequence[str] = GROUPING) -> list[Grid]:
         key = {column: value for column, value in key.items() if value is not None}
         found.append(_grid(table, label, key, factors, members, untouched))
     return found
+
+
+def _rank(by: Sequence[str], options: tuple[Any, ...]) -> int:
+    """The place of a method: known ones in their own order, then the others as they come."""
+    known = dict(zip(by, options, strict=False))
+    method = str(known.get("method", "")).lower()
+    return METHODS.index(method) if method in METHODS else len(METHODS)
 
 
 def _check_full(table: Table, model: str, runs: Sequence[Run]) -> None:

@@ -33,8 +33,9 @@ def main_grids(target: Data) -> list[Data]:
 
 
 def series_of(target: Data) -> dict[str, int]:
-    """Every grid's number, which is its colour and shape."""
-    return {label: n for n, label in enumerate(dict.fromkeys(g["label"] for g in target["grids"]))}
+    """Every grid's number, which is its colour and shape: the same in all targets."""
+    own = {grid["label"] for grid in target["grids"]}
+    return {label: number for number, label in enumerate(target["series"]) if label in own}
 
 
 def pareto(target: Data, series: Series, *, fronts_only: bool = False) -> list[str]:
@@ -171,7 +172,7 @@ def dose_response(target: Data, series: Series) -> list[str]:
         for grid in grids:
             mine = [row for row in grid["dose_response"] if row["factor"] == name]
             number = series[grid["label"]]
-            shift = (number - (len(series) - 1) / 2) * 0.09
+            shift = (list(series).index(grid["label"]) - (len(series) - 1) / 2) * 0.09
             drawn = []
             for row in sorted(mine, key=lambda row: row["bits"]):
                 score = row["score"]

@@ -104,7 +104,7 @@ def _dose(target: Data) -> Any:
             if not rows:
                 continue
             number = series[grid["label"]]
-            shift = (number - (len(series) - 1) / 2) * 0.09
+            shift = (list(series).index(grid["label"]) - (len(series) - 1) / 2) * 0.09
             values = [100 * row["score"]["value"] for row in rows]
             errors = None
             if all(row["score"]["low"] is not None for row in rows):
@@ -156,7 +156,7 @@ def _importance(target: Data) -> Any:
             number = series[label]
             known = {" x ".join(s["factors"]): s for s in part["shares"]}
             shown = [(at, known[row]) for at, row in enumerate(rows) if row in known]
-            offset = (number - (len(series) - 1) / 2) * 0.16
+            offset = (list(series).index(label) - (len(series) - 1) / 2) * 0.16
             axis.hlines(
                 [at + offset for at, s in shown if s["low"] is not None],
                 [100 * s["low"] for _, s in shown if s["low"] is not None],

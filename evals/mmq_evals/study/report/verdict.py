@@ -118,17 +118,17 @@ def _range_effect(grids: Sequence[Data]) -> str:
 
 
 def _interactions(grids: Sequence[Data]) -> str:
-    found, tested = [], False
+    found: dict[str, list[str]] = {}
+    tested = False
     for grid in grids:
         for pair in grid["interactions"]:
             mean = pair["mean"]
             if mean is None or mean["low"] is None:
                 continue
             tested = True
-            if mean["low"] > 0.0 or mean["high"] < 0.0:
-                found.append(
-                    f"{' and '.join(pair['factors'])} {number(mean, sign=True)} ({grid['label']})"
-                )
+            if shown_sign(mean):
+                text = f"{number(mean, sign=True)} ({grid['label']})"
+                found.setdefault(" and ".join(pair["factors"]), []).append(text)
     if not tested:
         return ""
     if not found:
@@ -136,10 +136,17 @@ def _interactions(grids: Sequence[Data]) -> str:
             "No pair of components loses more, or less, than the sum of each alone, as far as "
             "these samples can tell."
         )
+    pairs = "; ".join(f"{name} {', '.join(means)}" for name, means in found.items())
     return (
         "Mean loss of two components beyond the sum of each alone, where its interval leaves out "
-        f"zero: {', '.join(found)}."
+        f"zero: {pairs}."
     )
+
+
+def shown_sign(estimate: Data) -> int:
+    """1 or -1 for an interval on one side of zero as it is shown, with one decimal; else 0."""
+    low, high = (round(100 * estimate[end], 1) for end in ("low", "high"))
+    return int(low > 0.0) - int(high < 0.0)
 
 
 def _methods(target: Data) -> str:
@@ -159,8 +166,8 @@ def _methods(target: Data) -> str:
     for first, second in pairwise(order):
         lead = pairs.get((first, second))
         if lead is not None:
-            clear = lead["low"] is not None and lead["low"] > 0.0
-            doubt = "" if clear or lead["low"] is None else ", not told apart"
+            known = lead["low"] is not None
+            doubt = ", not told apart" if known and shown_sign(lead) < 1 else ""
             said.append(f"{first} over {second} {number(lead, sign=True)}{doubt}")
     if not said:
         return ""
