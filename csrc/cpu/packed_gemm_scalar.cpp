@@ -56,11 +56,12 @@ constexpr int kAffineFloats = 2 * kTileRows;  // scales and minima of one tile a
 // The affine of a tile as fp32 scales and minima, [group][scale, minimum][8].
 void widen_affine(const PackedGemmArgs& a, int64_t tile, float* affine) {
   const int64_t groups = group_count(a.k, a.group_size), bytes = affine_bytes(a.affine_kind);
-  const uint8_t* from = static_cast<const uint8_t*>(a.affine) + tile * groups * bytes;
   if (a.affine_kind == AffineKind::kScaleMin32) {
-    std::memcpy(affine, from, groups * bytes);
+    const int64_t floats = groups * kAffineFloats;
+    std::copy_n(static_cast<const float*>(a.affine) + tile * floats, floats, affine);
     return;
   }
+  const uint8_t* from = static_cast<const uint8_t*>(a.affine) + tile * groups * bytes;
   for (int64_t group = 0; group < groups; ++group, from += bytes, affine += kAffineFloats) {
     uint16_t stored[2 * kTileRows];
     std::memcpy(stored, from, bytes);
