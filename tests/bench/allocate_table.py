@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Allocated widths beside uniform ones at equal bytes, on the tiny models: score and KL, paired.
 
-Per model four budgets, in stored bits per weight of the packed linears: those of 3 and of 4 bits
-everywhere, and of 2 and 3 and of 3 and 4 bits in the order of the blocks (the first half of the
-weights gets the larger width). The allocation gets the bytes that the simpler recipe really takes,
-or fewer. Both are quantized by the same method on the same samples; tasks are evaluated over the
-same items; the KL divergence from full precision is measured on samples that neither calibration
-nor allocation has seen.
+Per model five budgets, in stored bits per weight of the packed linears: those of 3 and of 4 bits
+everywhere, and of two widths in the order of the blocks (the first weights get the larger width:
+3 and 2 bits, half and three quarters; 4 and 3 bits, half). The allocation gets the bytes that the
+simpler recipe really takes, or fewer. Both are quantized by the same method on the same samples;
+tasks are evaluated over the same items; the KL divergence from full precision is measured on
+samples that neither calibration nor allocation has seen.
 
     python tests/bench/allocate_table.py [--models M,..] [--objectives kl,..] [--method M]
 
@@ -32,12 +32,22 @@ WIDTHS = (2, 3, 4, 5, 6, 8)
 CALIBRATION = 64
 
 
-def simple_widths(model: Any, base: mmq.Recipe, low: int, high: int) -> mmq.Recipe:
-    """``high`` bits for the first half of the weights in the order of calibration, else ``low``."""
+# Label, narrower and wider width, share of the weights, counted from the first block, that get it.
+SIMPLE = (
+    ("3, then 2 (1/2)", 2, 3, 0.5),
+    ("3, then 2 (3/4)", 2, 3, 0.75),
+    ("3", 3, 3, 1.0),
+    ("4, then 3 (1/2)", 3, 4, 0.5),
+    ("4", 4, 4, 1.0),
+)
+
+
+def simple_widths(model: Any, base: mmq.Recipe, low: int, high: int, share: float) -> mmq.Recipe:
+    """``high`` bits for this share of the weights in the order of calibration, else ``low``."""
     units = [unit for unit, _ in plan(base, model).quantized()]
     overrides, done, total = [], 0, sum(unit.weights for unit in units)
     for unit in units:
-        overrides.append({"match": unit.path, "bits": high if 2 * done < total else low})
+        overrides.append({"match": unit.path, "bits": high if done < share * total else low})
         done += unit.weights
     return mmq.parse_recipe({**base.to_dict(), "overrides": overrides})
 
@@ -59,9 +69,10 @@ def table(
     )
     print(f"<!-- {bench.name}: errors in {time.monotonic() - started:.0f} s -->", flush=True)
     rows = []
-    for low, high in ((2, 3), (3, 3), (3, 4), (4, 4)):
-        label = str(low) if low == high else f"{low} and {high} in block order"
-        simple = bench.run(simple_widths(bench.fresh(), base, low, high), f"simple-{label}")
+    for label, low, high, share in SIMPLE:
+        key = f"{low}-{high}-{share:g}"
+        recipe = simple_widths(bench.fresh(), base, low, high, share)
+        simple = bench.run(recipe, f"simple-{key}")
         budget = simple["bpw"]
         rows += show(bench.name, f"{budget:.3f}", label, simple)
         found: dict[str, Allocation] = {name: allocate(errors, budget, name) for name in objectives}
@@ -77,7 +88,7 @@ def table(
                 evaluations=moves,
             )
         for name, chosen in found.items():
-            allocated = bench.run(allocated_recipe(base, chosen), f"{name}-{label}", simple)
+            allocated = bench.run(allocated_recipe(base, chosen), f"{name}-{key}", simple)
             assert allocated["bytes"] <= simple["bytes"], "an allocation exceeds its budget"
             rows += show(bench.name, f"{budget:.3f}", f"allocated, {name}", allocated)
     return rows
@@ -86,7 +97,7 @@ def table(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default="tiny-blip2-caption,tiny-llava")
-    parser.add_argument("--objectives", default="fisher,mixed,kl")
+    parser.add_argument("--objectives", default="relative,fisher,mixed,kl")
     parser.add_argument("--method", default="uniform")
     parser.add_argument("--group-size", type=int, default=-1)
     parser.add_argument("--refine", type=int, default=0, help="moves after the last objective")
