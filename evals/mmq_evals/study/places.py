@@ -96,13 +96,14 @@ def options_of(levels: Mapping[str, Any]) -> tuple[str, ...]:
     for axis, value in sorted(levels.items()):
         if axis in (*_COLUMNS, *_WIDTHS) or is_selector(axis):
             continue
-        given = value.items() if isinstance(value, Mapping) else [(axis.rpartition(".")[2], value)]
-        defaults = _DEFAULTS.get(axis.partition(".")[0])
+        place, colon, setting = axis.rpartition(":")
+        owner = setting.partition(".")[0]
+        single = [(setting.removeprefix("calibration."), value)]
         # Parquet fills what other rows have with nulls.
         found += [
-            f"{key.replace('_', ' ')} "
+            f"{place + ' ' if colon else ''}{key.replace('_', ' ')} "
             + (level if isinstance(level, str) else json.dumps(level, sort_keys=True))
-            for key, level in given
-            if level is not None and level != getattr(defaults, key, None)
+            for key, level in (value.items() if isinstance(value, Mapping) else single)
+            if level is not None and level != getattr(_DEFAULTS.get(owner), key, None)
         ]
     return tuple(found)
