@@ -53,15 +53,15 @@ def test_seeds_and_options_are_what_was_put_in(tmp_path: Path) -> None:
     (target,) = model["targets"]
     assert [(grid["label"], grid["cells"]) for grid in target["grids"]] == [("gptq", 16)]
     (repeats,) = model["repeats"]
-    plain, changed = repeats["seeds"]
+    (plain,) = repeats["seeds"]
     assert plain["grid"] == "gptq, upstream quantized"
-    assert changed["grid"] == "gptq, upstream quantized, correction gptaq, alpha 1.0"
     assert (plain["widths"], plain["seeds"]) == ("3/3", 3)
     assert plain["mean"] == pytest.approx(0.66)
     assert plain["deviation"] == pytest.approx(0.06)
     assert (plain["lowest"], plain["highest"], plain["sampling"]) == (0.60, 0.72, None)
     (option,) = repeats["options"]
-    assert (option["base"], option["grid"]) == (plain["grid"], changed["grid"])
+    assert option["base"] == plain["grid"]
+    assert option["grid"] == "gptq, upstream quantized, correction gptaq, alpha 1.0"
     assert option["value"] == pytest.approx(0.08)
     assert option["lowest"] == pytest.approx(0.04)
     assert option["highest"] == pytest.approx(0.10)
@@ -84,11 +84,11 @@ def test_intervals_are_paired_over_items(tmp_path: Path) -> None:
     plain = repeats["seeds"][0]
     assert 0.0 < plain["sampling"] < 0.06
     head, (line,) = options_table(model)
-    assert head == ["grid", "widths", "seeds", "vqa accuracy always"]
+    assert head == ["grid", "widths", "seeds", "vqa accuracy"]
     assert line[:3] == [option["grid"], "3/3", "3"]
     assert f"{100 * option['value']:+.1f} [" in line[3]
     assert "]* {" in line[3]
-    assert len(seeds_table(model)[1]) == 2
+    assert len(seeds_table(model)[1]) == 1
 
 
 def test_the_same_seed_twice_is_refused(tmp_path: Path) -> None:

@@ -294,6 +294,20 @@ def test_rows_are_checked(tmp_path: Path) -> None:
     store.close()
 
 
+def test_a_table_that_another_process_cut_is_read_again(tmp_path: Path) -> None:
+    here, there = Store(tmp_path), Store(tmp_path)
+    for number, status in enumerate(("done", "failed", "failed")):
+        there.append({"run_id": f"{number:016x}", "status": status})
+    here.refresh()
+    assert there.forget_failed() == 2
+    here.append({"run_id": f"{9:016x}", "status": "done"})
+    assert list(here.rows) == [f"{0:016x}", f"{9:016x}"]
+    there.refresh()
+    assert there.rows == here.rows
+    here.close()
+    there.close()
+
+
 def test_parquet_and_slurm(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

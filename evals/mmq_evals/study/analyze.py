@@ -158,7 +158,12 @@ def _model(
                 "target": target,
                 "name": target_text(target),
                 "unit": "nats" if target in kl else "points",
-                "seeds": [row for grid in mine for row in seed_spread(grid, evidence[target])],
+                "seeds": [
+                    row
+                    for grid in mine
+                    if base_of(grid, mine) is None
+                    for row in seed_spread(grid, evidence[target])
+                ],
                 "options": compare_options(mine, evidence[target]),
             }
             for target in (*targets, *kl)
