@@ -51,7 +51,7 @@ def study_of(folder: Path, upstream: str = "full", **axes: Any) -> dict[str, Any
         "limits": 3,
         "batch_size": 2,
         "recipe": {"calibration": {"samples": 3, "upstream": upstream}},
-        "methods": {"rtn": SETTINGS, "awq": {**SETTINGS, "awq": {"clip": False}}},
+        "methods": {"rtn": SETTINGS, "gptq": SETTINGS, "awq": {**SETTINGS, "awq": {"clip": False}}},
         "grids": [{"axes": axes or {"method": ["rtn", "awq"], "vision": [3, 16], "language": [3]}}],
     }
 
@@ -79,12 +79,20 @@ def sweep(study: Path, out: Path, *more: str) -> int:
     return main(["sweep", str(study), "--out", str(out), "--threads", "1", *more])
 
 
-@pytest.mark.parametrize("upstream", ["full", "quantized"])
-def test_a_row_is_an_ordinary_evaluation(folder: Path, tmp_path: Path, upstream: str) -> None:
-    study = write(study_of(folder, upstream), tmp_path / "grid.yaml")
+@pytest.mark.parametrize(
+    ("upstream", "option"),
+    [("full", "none"), ("quantized", "none"), ("quantized", "grad")],
+)
+def test_a_row_is_an_ordinary_evaluation(
+    folder: Path, tmp_path: Path, upstream: str, option: str
+) -> None:
+    axes: dict[str, Any] = {"method": ["rtn", "awq"], "vision": [3, 16], "language": [3]}
+    if option != "none":
+        axes = {"method": ["gptq"], "bits": [2], "calibration.token_weights": [option]}
+    study = write(study_of(folder, upstream, **axes), tmp_path / "grid.yaml")
     assert sweep(study, tmp_path / "out") == 0
     rows = table(tmp_path / "out")
-    assert len(rows) == 5
+    assert len(rows) == (5 if option == "none" else 2)
     (full,) = [row for row in rows.values() if row["method"] == "none"]
     assert (full["bits.vision"], full["bits.language"], full["mode"]) == (16, 16, None)
     assert "diff.captioning.cider" not in full
