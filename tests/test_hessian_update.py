@@ -103,8 +103,6 @@ def test_opcheck():
 )
 def test_bad_input(isa, change, message):
     total, x = problem(2, 9)
+    run = CUDA_FUNCTIONS["hessian_update"] if isa == "torch" else ops.hessian_update
     with pytest.raises(ValueError, match=f"hessian_update: expected {message}"):
-        if isa == "torch":
-            CUDA_FUNCTIONS["hessian_update"](**{"total": total, "x": x, **change})
-        else:
-            ops.hessian_update(**{"total": total, "x": x, **change})
+        run(**{"total": total, "x": x, **change})

@@ -68,8 +68,8 @@ inline void add_pair(const HessianUpdateArgs& a, const float* sums, int64_t row,
       a.sum[i * a.k + j] += static_cast<double>(sums[j - col]);
 }
 
-// Strips that begin at columns `row` <= `col`. Tile has kRows, kCols and multiply(columns that
-// exist, operands).
+// Strips that begin at columns `row` <= `col`. Tile has kRows, kCols, kVectorCols and
+// multiply(columns that exist, operands).
 template <class Tile>
 void multiply_pair(const HessianUpdateArgs& a, const float* strips, int64_t tokens, int64_t row,
                    int64_t col) {
@@ -80,10 +80,15 @@ void multiply_pair(const HessianUpdateArgs& a, const float* strips, int64_t toke
   for (int64_t token = 0; token < tokens; token += kPanelTokens) {
     const float* from = strips + token * kStripCols;
     for (int64_t c = 0; c < cols; c += Tile::kCols)
-      for (int64_t r = 0; r < rows; r += Tile::kRows)
-        Tile::multiply(cols - c, {from + row * tokens + r, from + col * tokens + c,
-                                  smaller(kPanelTokens, tokens - token), sums + r * kStripCols + c,
-                                  token == 0});
+      for (int64_t r = 0; r < rows; r += Tile::kRows) {
+        // On the diagonal, vectors that lie below it are left out.
+        const int64_t first = row == col ? larger(c, r - r % Tile::kVectorCols) : c;
+        const int64_t left = smaller(c + Tile::kCols, cols) - first;
+        if (left > 0)
+          Tile::multiply(left, {from + row * tokens + r, from + col * tokens + first,
+                                smaller(kPanelTokens, tokens - token),
+                                sums + r * kStripCols + first, token == 0});
+      }
   }
   add_pair(a, sums, row, col);
 }

@@ -13,7 +13,9 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -109,24 +111,13 @@ def load(
     folder = Path(folder)
     where = find_device(str(device))
     data = _read_json(folder / CONFIG_NAME)
-    cls = _class_of(data, folder)
-    table = data.get("quantization_config")
-    if table is None:
-        dense = _load_dense(cls, folder, torch.float32 if dtype is None else dtype)
-        return dense.to(where)
-    if where.type == "cuda":
+    packed = data.get("quantization_config") is not None
+    if packed and where.type == "cuda":
         check_cuda(torch.empty(0, device=where))
-    layouts = _layouts(table, folder)
-    config = _config(cls, folder)
-    tensors = _check_file(folder / TENSORS_NAME)
-    _untie_packed(config, layouts)
-    _check_tensors(_skeleton(cls, config, layouts), layouts, tensors, folder / TENSORS_NAME)
-    kind = getattr(config, "dtype", None) if dtype is None else dtype
-    if not isinstance(kind, torch.dtype):
-        kind = torch.float32
-    model = _from_pretrained(cls, folder, dtype=kind, config=config)
-    if (folder / MANIFEST_NAME).is_file():
-        setattr(model, MANIFEST_ATTRIBUTE, Manifest.read(folder / MANIFEST_NAME))
+    files = [folder / TENSORS_NAME] if packed else sorted(folder.glob("*.safetensors"))
+    with _unchanged(files):
+        read = _load_packed if packed else _load_dense
+        model = read(folder, data, dtype)
     check_kernels(model, where)
     return model.to(where)
 
@@ -287,20 +278,41 @@ def _skeleton(cls: Any, config: Any, layouts: Mapping[str, Layout]) -> Any:
     return model
 
 
-def _check_file(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Type and shape of each tensor in the file, once its size and checksum are as recorded."""
+@contextmanager
+def _unchanged(files: Sequence[Path]) -> Iterator[None]:
+    """Compares files with their recorded sizes, and with their checksums beside the block's work.
+
+    A changed file is reported as such whatever error the block has met in it.
+    """
+    recorded = {path: _recorded(path) for path in files}
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        found = {path: beside.submit(_checksum, path) for path in files if recorded[path]}
+        try:
+            yield
+        finally:
+            for path, checksum in found.items():
+                if checksum.result() != recorded[path]:
+                    raise MmqError(f"{path}: expected the recorded SHA-256, the file was changed")
+
+
+def _recorded(path: Path) -> dict[str, Any] | None:
+    """The file's checksum as recorded, its size being that; None where there is no record."""
     if not path.is_file():
         raise MmqError(f"{path.parent}: expected a file {path.name}, got none")
     sums = path.parent / CHECKSUMS_NAME
-    if sums.is_file():
-        expected = _read_json(sums).get(path.name)
-        if not isinstance(expected, dict) or set(expected) != {"bytes", "sha256"}:
-            raise MmqError(f"{sums}: expected bytes and sha256 of {path.name}, got {expected!r}")
-        size = path.stat().st_size
-        if size != expected["bytes"]:
-            raise MmqError(f"{path}: expected {expected['bytes']} bytes, got {size}")
-        if _checksum(path) != expected:
-            raise MmqError(f"{path}: expected the recorded SHA-256, the file was changed")
+    if not sums.is_file():
+        return None
+    expected = _read_json(sums).get(path.name)
+    if not isinstance(expected, dict) or set(expected) != {"bytes", "sha256"}:
+        raise MmqError(f"{sums}: expected bytes and sha256 of {path.name}, got {expected!r}")
+    size = path.stat().st_size
+    if size != expected["bytes"]:
+        raise MmqError(f"{path}: expected {expected['bytes']} bytes, got {size}")
+    return expected
+
+
+def _header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type and shape of each tensor in the file."""
     try:
         with safe_open(path, framework="pt") as file:
             return {
@@ -346,10 +358,27 @@ def _first(names: Sequence[str]) -> str:
     return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
-def _load_dense(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
+def _load_packed(folder: Path, data: Mapping[str, Any], dtype: torch.dtype | None) -> Any:
+    cls = _class_of(data, folder)
+    layouts = _layouts(data["quantization_config"], folder)
+    config = _config(cls, folder)
+    tensors = _header(folder / TENSORS_NAME)
+    _untie_packed(config, layouts)
+    _check_tensors(_skeleton(cls, config, layouts), layouts, tensors, folder / TENSORS_NAME)
+    kind = getattr(config, "dtype", None) if dtype is None else dtype
+    if not isinstance(kind, torch.dtype):
+        kind = torch.float32
+    model = _from_pretrained(cls, folder, dtype=kind, config=config)
+    if (folder / MANIFEST_NAME).is_file():
+        setattr(model, MANIFEST_ATTRIBUTE, Manifest.read(folder / MANIFEST_NAME))
+    return model
+
+
+def _load_dense(folder: Path, data: Mapping[str, Any], dtype: torch.dtype | None) -> Any:
+    cls = _class_of(data, folder)
     for path in sorted(folder.glob("*.safetensors")):
-        _check_file(path)
-    return _from_pretrained(cls, folder, dtype=dtype)
+        _header(path)
+    return _from_pretrained(cls, folder, dtype=torch.float32 if dtype is None else dtype)
 
 
 def _from_pretrained(cls: Any, folder: Path, **arguments: Any) -> Any:
