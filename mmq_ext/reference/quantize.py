@@ -20,7 +20,8 @@ SCALE_DTYPES: Final = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
-HESSIAN_TOKENS: Final = 512  # kHessianTokens: the longest fp32 sum of hessian_update
+# The longest fp32 sum of hessian_update: that of the torch calls; kHessianTokens is less.
+HESSIAN_TOKENS: Final = 2048
 
 
 # --- grids ------------------------------------------------------------------------------------
@@ -260,7 +261,7 @@ def hessian_update(total: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """total + x^T x on and above the diagonal, and how far a kernel may be from it.
 
     With u = 2**-24: a chain of at most HESSIAN_TOKENS multiply-adds errs by its length times u of
-    the sum of magnitudes, to which float64 sums add nothing that counts. The 1 is for widening.
+    the sum of magnitudes; the 1 more and the part of total are for the float64 sums.
 
     Returns (sum, bound), float64 [k, k]; the bound is 0 below the diagonal.
     """
