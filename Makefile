@@ -108,6 +108,7 @@ $(BENCH_PACKAGES): pyproject.toml | env
 	  echo "bench: ggml did not build and is left out"
 	touch $@
 
+# A run that was stopped goes on.
 bench: build $(BENCH_PACKAGES)
 	$(BIN)/python tests/bench/gemm_table.py --json $(OUT)/bench/gemm.json
 

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the packed_gemm benchmarks time: our modes, torch's fp32 linear, ATen's int4 kernel.
 
-A case holds enough copies of its weights to exceed the caches and takes the next one at every
-call, so that few rows of activations read DRAM.
+A case holds copies of its weights and takes the next one at every call, so that few rows of
+activations read DRAM.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,10 @@ from torch import Tensor
 
 from mmq_ext import ops
 
-BEYOND_CACHE_BYTES = 128 * 2**20
+# Twice a cache of 32 MB. Small weights are not copied more often than this: cases that are
+# timed in turn push each other's out of the cache.
+BEYOND_CACHE_BYTES = 64 * 2**20
+MOST_COPIES = 12
 
 
 @dataclass(frozen=True)
@@ -28,29 +32,43 @@ class Case:
     weight_bytes: int
 
 
+# What makes a case of (m, k, n). Equal makers make equal cases.
+Maker = functools.partial[Case]
+
+
+def same_case(maker: Maker) -> tuple[object, ...]:
+    """A key under which equal makers are one."""
+    return (maker.func, *maker.args, *sorted(maker.keywords.items()))
+
+
+def copies_beyond_cache(weight_bytes: int, m: int) -> int:
+    """Copies beyond the caches for few rows; weights of many rows are reused anyway."""
+    return 1 + (min(BEYOND_CACHE_BYTES // weight_bytes, MOST_COPIES) if m <= 64 else 0)
+
+
 def _rotating(
-    make: Callable[[], tuple[Tensor, ...]],
+    make: Callable[[], tuple[Tensor, ...]], m: int
 ) -> tuple[Callable[[], tuple[Tensor, ...]], int]:
     first = make()
     size = sum(tensor.numel() * tensor.element_size() for tensor in first)
-    copies = [first] + [make() for _ in range(BEYOND_CACHE_BYTES // size)]
+    copies = [first] + [make() for _ in range(copies_beyond_cache(size, m) - 1)]
     turn = itertools.cycle(copies)
     return lambda: next(turn), size
 
 
 def torch_fp32(m: int, k: int, n: int) -> Case:
     x = torch.randn(m, k)
-    weights, size = _rotating(lambda: (torch.randn(n, k),))
+    weights, size = _rotating(lambda: (torch.randn(n, k),), m)
     return Case("torch fp32", lambda: torch.nn.functional.linear(x, *weights()), size)
 
 
 def torch_bf16(m: int, k: int, n: int) -> Case:
     x = torch.randn(m, k).bfloat16()
-    weights, size = _rotating(lambda: (torch.randn(n, k).bfloat16(),))
+    weights, size = _rotating(lambda: (torch.randn(n, k).bfloat16(),), m)
     return Case("torch bf16", lambda: torch.nn.functional.linear(x, *weights()), size)
 
 
-def aten_int4(m: int, k: int, n: int, group_size: int) -> Case:
+def aten_int4(m: int, k: int, n: int, *, group_size: int) -> Case:
     """bf16 activations, groups of 32, 64, 128 or 256 only."""
     x = torch.randn(m, k).bfloat16()
 
@@ -59,7 +77,7 @@ def aten_int4(m: int, k: int, n: int, group_size: int) -> Case:
         packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
         return packed, torch.rand(k // group_size, n, 2).bfloat16()
 
-    weights, size = _rotating(make)
+    weights, size = _rotating(make, m)
 
     def run() -> Tensor:
         packed, affine = weights()
@@ -68,7 +86,7 @@ def aten_int4(m: int, k: int, n: int, group_size: int) -> Case:
     return Case("ATen int4", run, size)
 
 
-def ours(m: int, k: int, n: int, group_size: int, bits: int, mode: str) -> Case:
+def ours(m: int, k: int, n: int, *, group_size: int, bits: int, mode: str) -> Case:
     x = torch.randn(m, k)
     groups = ops.group_count(k, group_size)
 
@@ -78,7 +96,7 @@ def ours(m: int, k: int, n: int, group_size: int, bits: int, mode: str) -> Case:
         affine = ops.repack_affine(scales, None, bits, float_zero=False)
         return ops.repack(words, bits, k), affine
 
-    weights, size = _rotating(make)
+    weights, size = _rotating(make, m)
 
     def run() -> Tensor:
         tiles, affine = weights()

@@ -21,6 +21,7 @@ SHAPES = (
     (10240, 2560),
 )
 ROWS = (1, 8, 64, 512)
+BITS = (4, 2, 3, 5, 6, 7, 8)
 # One large and one awkward shape, for what is not asked of all of them.
 TYPICAL = ((4096, 4096), (1408, 6144))
 
@@ -65,9 +66,16 @@ def grid(
 
 
 def standard() -> list[Cell]:
-    """Every shape at 4 bits; every width, group size and more Ms at the typical shapes."""
-    cells = grid(SHAPES)
-    cells += grid(group_sizes=(32, 64, -1))
-    cells += grid(bits=(2, 3, 5, 6, 7, 8))
+    """Every shape at every width, and at 4 bits in every group size; more Ms at two shapes."""
+    cells = grid(SHAPES, bits=BITS)
+    cells += grid(SHAPES, group_sizes=(32, 64, -1))
     cells += grid(rows=(32, 257, 577))
     return cells
+
+
+def turns(cells: Iterable[Cell]) -> list[list[Cell]]:
+    """Cells of one shape and M together: they are timed in the same rounds."""
+    found: dict[tuple[int, int, int], list[Cell]] = {}
+    for cell in cells:
+        found.setdefault((cell.k, cell.n, cell.m), []).append(cell)
+    return list(found.values())

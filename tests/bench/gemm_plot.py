@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws what gemm_table.py --json kept: speed against rows with the machine's ceilings, and ratios.
+"""Draws what gemm_table.py --json kept: speed with the machine's ceilings, ratios, linear cost.
 
     python tests/bench/gemm_plot.py out/bench/gemm.json out/bench
 
 writes roofline.png (GFLOP/s of our modes and the peers against M, under what the measured read
-bandwidth allows) and peers.png (how many times as fast as the best peer each cell is, with the
-goals). Needs matplotlib, of `pip install -e .[bench]`.
+bandwidth allows), peers.png (how many times as fast as the best peer each cell is, with the goals)
+and cost.png (time against K * N over the shapes, and against M, with fitted lines). Needs
+matplotlib, of `pip install -e .[bench]`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import matplotlib as mpl
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
-from gemm_cells import TYPICAL
+from gemm_cells import ROWS, TYPICAL
+from linear_cost import fit
 
 OURS = {"exact": "#0072b2", "int8": "#d55e00"}
 PEERS = ("#999999", "#009e73", "#cc79a7", "#56b4e9", "#b8860b", "#5d5d5d", "#8c6bb1", "#a6761d")
@@ -53,8 +55,8 @@ def roofline(data: dict[str, Any], path: Path) -> None:
             )
         rows = sorted({m for points in lines.values() for m, _ in points})
         few = [m for m in rows if m <= 64]
-        # Every weight read once: 4 bits and a 32-bit scale per group, 2 M operations a weight.
-        weight_bytes = BITS / 8 + 4 / GROUP_SIZE
+        # Every weight read once: 4 bits and a 16-bit scale per group, 2 M operations a weight.
+        weight_bytes = BITS / 8 + 2 / GROUP_SIZE
         axis.plot(
             few,
             [2 * m / weight_bytes * bandwidth for m in few],
@@ -104,6 +106,41 @@ def peers(data: dict[str, Any], path: Path) -> None:
     _save(figure, path)
 
 
+def cost(data: dict[str, Any], path: Path) -> None:
+    figure, axes = plt.subplots(1, 2, figsize=(12, 5))
+    at_rows: dict[tuple[str, int], list[tuple[float, float]]] = defaultdict(list)
+    at_shape: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
+    for row in data["results"]:
+        mode = row["kernel"].split()[0]
+        if mode not in OURS or (row["bits"], row["group_size"]) != (BITS, GROUP_SIZE):
+            continue
+        if row["m"] in ROWS:
+            size = row["k"] * row["n"] / 1e6
+            at_rows[mode, row["m"]].append((size, row["median_ms"]))
+        if (row["k"], row["n"]) in TYPICAL and row["m"] >= 32:
+            shape = f"{row['k']} -> {row['n']}"
+            at_shape[mode, shape].append((row["m"], row["median_ms"]))
+    for axis, series, label in ((axes[0], at_rows, "M = {}"), (axes[1], at_shape, "{}")):
+        names = list(dict.fromkeys(name for _, name in series))
+        for (mode, name), points in series.items():
+            if len(points) < 3:
+                continue
+            sizes, times = (list(part) for part in zip(*sorted(points), strict=True))
+            a, b, worst = fit(sizes, times)
+            marker = "osD^"[names.index(name) % 4]
+            text = f"{mode}, {label.format(name)}: at most {worst:.0%} off"
+            axis.plot(sizes, times, marker, color=OURS[mode], markersize=5, label=text)
+            axis.plot(sizes, [a + b * size for size in sizes], color=OURS[mode], linewidth=1)
+        axis.set(xscale="log", yscale="log", ylabel="ms")
+        axis.grid(alpha=0.3)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=8)
+    axes[0].set_xlabel("K N / 1e6, ten shapes; lines a + b K N")
+    axes[1].set_xlabel("M; lines a + b M")
+    figure.suptitle(_title(data))
+    _save(figure, path)
+
+
 def _title(data: dict[str, Any]) -> str:
     machine = data["machine"]
     return f"packed_gemm, {machine['device']}, {machine['threads']} threads, {machine['isa']}"
@@ -123,6 +160,7 @@ def main() -> None:
     data = json.loads(args.json.read_text())
     roofline(data, args.folder / "roofline.png")
     peers(data, args.folder / "peers.png")
+    cost(data, args.folder / "cost.png")
 
 
 if __name__ == "__main__":

@@ -72,6 +72,9 @@ class _InitParams(ctypes.Structure):
     _fields_ = [("mem_size", Size), ("mem_buffer", Pointer), ("no_alloc", ctypes.c_bool)]
 
 
+_silent = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, Pointer)(lambda *_: None)
+
+
 def installed() -> bool:
     return "MMQ_BENCH_GGML" in os.environ or importlib.util.find_spec("llama_cpp") is not None
 
@@ -97,6 +100,8 @@ def _library() -> Callable[..., Any]:
         function.restype = restype
         return function(*args)
 
+    # ggml reports every interleaved tensor on stderr.
+    call("ggml_log_set", None, _silent, Pointer(None))
     return call
 
 

@@ -30,7 +30,7 @@ ROWS = (32, 64, 128, 256, 384, 512)
 
 
 def median_ms(m: int, k: int, n: int, mode: str, rounds: int) -> float:
-    case = ours(m, k, n, GROUP, BITS, mode)
+    case = ours(m, k, n, group_size=GROUP, bits=BITS, mode=mode)
     times = []
     for round_ in range(rounds + 2):
         started = time.perf_counter()

@@ -17,10 +17,9 @@ from typing import Any
 import ggml
 import numpy as np
 import torch
-from gemm_cases import BEYOND_CACHE_BYTES, Case
+from gemm_cases import Case, Maker, copies_beyond_cache
 
 Run = Callable[[], Any]
-Maker = Callable[[int, int, int], Case]  # m, k, n
 
 
 def has(package: str) -> bool:
@@ -28,18 +27,22 @@ def has(package: str) -> bool:
 
 
 def _in_turn(make: Callable[[], Run], weight_bytes: int, m: int) -> Run:
-    """Copies beyond the caches for few rows; weights of many rows are reused anyway."""
-    copies = 1 + (BEYOND_CACHE_BYTES // weight_bytes if m <= 64 else 0)
-    turn = itertools.cycle([make() for _ in range(copies)])
+    turn = itertools.cycle([make() for _ in range(copies_beyond_cache(weight_bytes, m))])
     return lambda: next(turn)()
 
 
 # --- ONNX Runtime: MatMulNBits ------------------------------------------------------------------
 
 
-def onnxruntime(
-    m: int, k: int, n: int, group_size: int, bits: int, *, int8: bool, threads: int | None = None
-) -> Case:
+@functools.cache
+def _onnxruntime_threads(threads: int) -> None:
+    """One pool for all sessions: pools of their own would spin against each other."""
+    import onnxruntime as ort
+
+    ort.set_global_thread_pool_sizes(threads, 1)
+
+
+def onnxruntime(m: int, k: int, n: int, *, group_size: int, bits: int, int8: bool) -> Case:
     """com.microsoft.MatMulNBits at 2, 4 or 8 bits, symmetric, fp32 scales; fp32 or int8 inside."""
     import onnxruntime as ort
     from onnx import TensorProto, helper, numpy_helper
@@ -47,6 +50,7 @@ def onnxruntime(
     group_size = k if group_size == -1 else group_size
     blocks = -(-k // group_size)
     rng = np.random.default_rng(0)
+    _onnxruntime_threads(torch.get_num_threads())
 
     def make() -> Run:
         codes = rng.integers(0, 256, (n, blocks, group_size * bits // 8), dtype=np.uint8)
@@ -67,7 +71,7 @@ def onnxruntime(
         opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or torch.get_num_threads()
+        options.use_per_session_threads = False
         options.log_severity_level = 3
         session = ort.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
@@ -83,9 +87,7 @@ def onnxruntime(
 # --- OpenVINO: a product with compressed weights ------------------------------------------------
 
 
-def openvino(
-    m: int, k: int, n: int, group_size: int, bits: int, *, threads: int | None = None
-) -> Case:
+def openvino(m: int, k: int, n: int, *, group_size: int, bits: int) -> Case:
     """Weights of 4 (i4) or 8 bits (u8), fp16 scales per group, products in fp32."""
     import openvino as ov
     from openvino import opset13 as op
@@ -95,7 +97,7 @@ def openvino(
     rng = np.random.default_rng(0)
     core = ov.Core()
     config = {
-        "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "NUM_STREAMS": 1,
         "INFERENCE_PRECISION_HINT": "f32",
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
@@ -128,17 +130,11 @@ def openvino(
 # --- ggml -----------------------------------------------------------------------------------------
 
 
-def ggml_product(name: str, m: int, k: int, n: int) -> Case:
+def ggml_product(m: int, k: int, n: int, *, name: str) -> Case:
     """One of ggml's formats, with the groups that it has."""
-    made: list[ggml.Product] = []
-
-    def make() -> Run:
-        made.append(ggml.Product(name, m, k, n, torch.get_num_threads()))
-        return made[-1].run
-
-    first = ggml.row_bytes(name, k) * n
-    run = _in_turn(make, first, m)
-    return Case(f"ggml {name}", run, made[0].bytes)
+    size = ggml.row_bytes(name, k) * n
+    run = _in_turn(lambda: ggml.Product(name, m, k, n, torch.get_num_threads()).run, size, m)
+    return Case(f"ggml {name}", run, size)
 
 
 # --- which peers there are ------------------------------------------------------------------------
@@ -153,9 +149,9 @@ def exact_peers(bits: int, group_size: int, k: int) -> list[Maker]:
     width = _next_width(bits, (4, 8))
     found: list[Maker] = []
     if has("openvino") and (group_size == -1 or k % group_size == 0):
-        found.append(lambda m, k, n: openvino(m, k, n, group_size, width))
+        found.append(Maker(openvino, group_size=group_size, bits=width))
     if has("onnxruntime") and has("onnx") and group_size in (32, 64, 128):
-        found.append(lambda m, k, n: onnxruntime(m, k, n, group_size, width, int8=False))
+        found.append(Maker(onnxruntime, group_size=group_size, bits=width, int8=False))
     return found
 
 
@@ -164,10 +160,10 @@ def int8_peers(bits: int, group_size: int, k: int) -> list[Maker]:
     found: list[Maker] = []
     if has("onnxruntime") and has("onnx") and group_size in (32, 64, 128):
         width = _next_width(bits, (2, 4, 8))
-        found.append(lambda m, k, n: onnxruntime(m, k, n, group_size, width, int8=True))
+        found.append(Maker(onnxruntime, group_size=group_size, bits=width, int8=True))
     if ggml.installed():
         names = next(f for b in range(bits, 9) if (f := ggml.formats(b, k)))
-        found += [functools.partial(ggml_product, name) for name in names]
+        found += [Maker(ggml_product, name=name) for name in names]
     return found
 
 

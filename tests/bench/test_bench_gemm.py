@@ -10,20 +10,20 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 import peers
-from gemm_cases import Case, aten_int4, ours, torch_fp32
+from gemm_cases import Case, Maker, aten_int4, ours, torch_fp32
 from gemm_cells import ROWS, TYPICAL
 
-GROUP_SIZE = 128
+FOUR_BITS = {"group_size": 128, "bits": 4}
 
 MAKERS = {
     "torch_fp32": torch_fp32,
-    "aten_int4": lambda m, k, n: aten_int4(m, k, n, GROUP_SIZE),
-    "exact_4b": lambda m, k, n: ours(m, k, n, GROUP_SIZE, 4, "exact"),
-    "int8_4b": lambda m, k, n: ours(m, k, n, GROUP_SIZE, 4, "int8"),
-    "onnxruntime_exact_4b": lambda m, k, n: peers.onnxruntime(m, k, n, GROUP_SIZE, 4, int8=False),
-    "onnxruntime_int8_4b": lambda m, k, n: peers.onnxruntime(m, k, n, GROUP_SIZE, 4, int8=True),
-    "openvino_4b": lambda m, k, n: peers.openvino(m, k, n, GROUP_SIZE, 4),
-    "ggml_q4_0": lambda m, k, n: peers.ggml_product("Q4_0", m, k, n),
+    "aten_int4": Maker(aten_int4, group_size=128),
+    "exact_4b": Maker(ours, **FOUR_BITS, mode="exact"),
+    "int8_4b": Maker(ours, **FOUR_BITS, mode="int8"),
+    "onnxruntime_exact_4b": Maker(peers.onnxruntime, **FOUR_BITS, int8=False),
+    "onnxruntime_int8_4b": Maker(peers.onnxruntime, **FOUR_BITS, int8=True),
+    "openvino_4b": Maker(peers.openvino, **FOUR_BITS),
+    "ggml_q4_0": Maker(peers.ggml_product, name="Q4_0"),
 }
 NEEDS = {"onnxruntime": "onnxruntime", "openvino": "openvino", "ggml": "llama-cpp-python"}
 
