@@ -183,7 +183,8 @@ def _read(kind: Any, value: object, where: str, name: str = "") -> Any:
         return value
     if isinstance(kind, UnionType):  # a kind or None
         return None if value is None else _read(arguments[0], value, where, name)
-    plain = Mapping if is_dataclass(kind) else get_origin(kind) or kind
+    is_record = is_dataclass(kind)
+    plain = Mapping if is_record else get_origin(kind) or kind
     accepted = (int, float) if plain is float else plain
     if not isinstance(value, accepted) or (isinstance(value, bool) and plain is not bool):
         expected = "a JSON object" if plain in (dict, Mapping) else plain.__name__
@@ -193,7 +194,7 @@ def _read(kind: Any, value: object, where: str, name: str = "") -> Any:
     if not isinstance(value, Mapping):
         return value
     prefix = f"{name}." if name else ""
-    if not is_dataclass(kind):
+    if not is_record:
         return {k: _read(arguments[1], v, where, f"{prefix}{k}") for k, v in value.items()}
     known = {item.name: item for item in fields(kind)}
     optional = {
