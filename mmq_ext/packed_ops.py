@@ -30,6 +30,7 @@ from mmq_ext.layouts import (
     cuda_unaffine,
     tiles_bytes,
 )
+from mmq_ext.memory import empty_bytes
 
 GEMM_MODES: Final = {"exact": 0, "int8": 1}
 # The numbers that the kernels know the types of scales by.
@@ -91,16 +92,19 @@ register("unpack(Tensor words, int bits, int cols) -> Tensor", _unpack_cpu, unpa
 # --- repack -----------------------------------------------------------------------------------
 
 
-def repack_out(qweight: Tensor, bits: int, k: int) -> Tensor:
+def _repack_size(qweight: Tensor, bits: int, k: int) -> int:
     check_bits("repack", bits)
     require(k >= 0, "repack", "k of 0 or more", k)
     check("repack", "qweight", qweight, torch.int32, None, row_words(k, bits))
-    size = tiles_bytes(qweight.shape[0], k, bits, cuda=on_cuda(qweight))
-    return qweight.new_empty((size,), dtype=torch.uint8)
+    return tiles_bytes(qweight.shape[0], k, bits, cuda=on_cuda(qweight))
+
+
+def repack_out(qweight: Tensor, bits: int, k: int) -> Tensor:
+    return qweight.new_empty((_repack_size(qweight, bits, k),), dtype=torch.uint8)
 
 
 def _repack_cpu(qweight: Tensor, bits: int, k: int) -> Tensor:
-    tiles = repack_out(qweight, bits, k)
+    tiles = empty_bytes(_repack_size(qweight, bits, k))
     qweight = qweight.contiguous()
     _C.repack(qweight.data_ptr(), qweight.shape[0], k, bits, tiles.data_ptr())
     return tiles
