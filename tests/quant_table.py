@@ -19,6 +19,8 @@ import mmq
 from mmq_evals import tiny
 from mmq_evals.calibration import calibration_samples
 from mmq_evals.demo import LIMITS
+from mmq_evals.divergence import ReferenceModel
+from mmq_evals.report import changed_share
 from mmq_evals.run import evaluate, tasks_for
 from mmq_evals.stats import holm
 
@@ -35,7 +37,9 @@ COLUMNS = (
     "p (Holm)",
     "changed [95 %]",
     "right to wrong, back",
-    "KL, nats [95 %]",
+    "KL, mnat [95 %]",
+    "KL, 99th percentile [95 %]",
+    "same first token [95 %]",
     "rank correlation [95 %]",
 )
 
@@ -45,6 +49,7 @@ def runs(out: Path, method: str, limit: int | None) -> list[dict[str, Any]]:
     rows = []
     for name in tiny.MODELS:
         full, processor = mmq.load(tiny.path(name)), mmq.load_processor(tiny.path(name))
+        reference = ReferenceModel(full)
         samples = calibration_samples(full, processor, count=CALIBRATION_SAMPLES)
         tasks = tasks_for(full)
         folder = out / name
@@ -65,7 +70,7 @@ def runs(out: Path, method: str, limit: int | None) -> list[dict[str, Any]]:
                     out_dir=folder / str(bits) / task,
                     limit=min(limit or LIMITS[task], LIMITS[task]),
                     reference=folder / "full" / task,
-                    reference_model=None if task == "retrieval" else full,
+                    reference_model=reference,
                 )
                 rows.append(_row(name, task, str(bits), result))
     # By task: sorting keeps the order of the widths.
@@ -112,13 +117,6 @@ def _interval(found: dict[str, Any] | None, factor: float, digits: int, sign: st
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
     """The row as text: scores and shares times 100."""
     change, agreement = row["difference"], row["agreement"]
-    changed = agreement.get("flipped answers")
-    if "identical captions" in agreement:
-        same = agreement["identical captions"]
-        changed = {"value": 1 - same["value"], "low": 1 - same["high"], "high": 1 - same["low"]}
-    elif "same first candidate" in agreement:
-        same = agreement["same first candidate"]
-        changed = {"value": 1 - same["value"], "low": 1 - same["high"], "high": 1 - same["low"]}
     moved = "-"
     if "right to wrong" in agreement:
         moved = f"{agreement['right to wrong']['count']}, {agreement['wrong to right']['count']}"
@@ -130,9 +128,11 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
         _interval(change, 100, 1, "+"),
         "-" if change is None else f"{change['p_value']:.4f}",
         "-" if change is None else f"{change['holm']:.4f}",
-        _interval(changed, 100, 1),
+        _interval(changed_share(agreement), 100, 1),
         moved,
-        _interval(agreement.get("logit KL"), 1, 4),
+        _interval(agreement.get("logit KL"), 1000, 2),
+        _interval(agreement.get("logit KL, 99th percentile over tokens"), 1000, 1),
+        _interval(agreement.get("same first token"), 100, 2),
         _interval(agreement.get("rank correlation"), 1, 4),
     )
 

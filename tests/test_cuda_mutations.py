@@ -10,15 +10,15 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from budgets import factor
 from compare import assert_within
+from places import Place
 from shapes import Problem, problem
 from simulated import missing, simulated_cuda
-from simulator import Finding
 from test_gptq_block import problem as gptq_problem
 from torch import Tensor
 
@@ -26,7 +26,6 @@ from mmq_ext import _C, cuda_ops, ops
 
 ROOT = Path(__file__).parents[1]
 FOLDER = Path(os.environ.get("MMQ_CUDA_MUTATIONS", ROOT / "build/dev/mutations"))
-CUDA = ROOT / "csrc/cuda"
 
 pytestmark = pytest.mark.skipif(
     (bool(missing()) or not FOLDER.exists())
@@ -73,28 +72,6 @@ def mutate(monkeypatch: pytest.MonkeyPatch, name: str, op: str) -> None:
     monkeypatch.setattr(_C, f"cuda_{op}", launch)
 
 
-@dataclass(frozen=True)
-class Place:
-    """A statement of the sources, found by its text, at which a report must point."""
-
-    file: str
-    text: str  # in the statement's first line
-    after: str = ""  # a mutation's name: the first such statement behind its #if
-
-    def line(self) -> int:
-        lines = (CUDA / self.file).read_text().splitlines()
-        first = 0
-        if self.after:
-            first = next(i for i, line in enumerate(lines) if line.endswith(f"_{self.after}"))
-        return next(i for i in range(first, len(lines)) if self.text in lines[i]) + 1
-
-    def is_named(self, finding: Finding) -> bool:
-        """Whether the finding, or the call it names, lies in the statement (of up to 4 lines)."""
-        places = [f"{Path(finding.file).name}:{finding.line}"]
-        places += re.findall(r"called at (\S+:\d+)\)", finding.message)
-        return any(f"{self.file}:{self.line() + i}" in places for i in range(4))
-
-
 LOAD = Place("ptx.cuh", "ldmatrix.sync.aligned")
 # Where the missing thing is noticed: a skipped wait or barrier has no line of its own, its reader
 # has; the accumulator's garbage where it would leave the block.
@@ -138,14 +115,7 @@ def run(op: str) -> Tensor | None:
 
 def ldmatrix_factor(launch: dict[str, Any]) -> float:
     """Shared wavefronts against the ideal, at the lines of ldmatrix alone."""
-    line = LOAD.line()
-    at = [
-        counts
-        for counts in launch["by_line"]
-        if Path(counts["file"]).name == LOAD.file and line <= counts["line"] < line + 4
-    ]
-    assert at, "no counts at ldmatrix"
-    return sum(c["shared_wavefronts"] for c in at) / sum(c["shared_ideal"] for c in at)
+    return factor(LOAD.counts(launch), "shared_wavefronts", "shared_ideal")
 
 
 def test_without_a_mutation():

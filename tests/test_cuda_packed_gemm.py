@@ -14,6 +14,7 @@ import pytest
 import torch
 from budgets import budget, factor
 from compare import assert_within
+from places import Place
 from shapes import BITS, Problem, problem
 from simulated import missing, on_gpu, simulated_cuda
 
@@ -139,6 +140,11 @@ def test_one_wrong_code_is_noticed(m):
 
 # --- counts -----------------------------------------------------------------------------------
 
+# The statements that read weights, and the usual scales.
+WEIGHTS = Place("ptx.cuh", "cp.async.cg.shared.global.L2::cache_hint")
+GEMV_WEIGHTS = Place("ptx.cuh", "ld.global.nc.L1::no_allocate")
+SCALES = Place("gemm_block.cuh", "packed_(__ldg(")
+
 
 def launch_of(m: int, k: int, bits: int, dtype: torch.dtype, zeros: bool) -> dict[str, Any]:
     """The GEMM's launch: one column of 256 features on one multiprocessor, groups of 128."""
@@ -178,11 +184,18 @@ def test_counts(m, bits, dtype, zeros):
     assert steady(launches, "shared_wavefronts") <= width["shared_wavefronts_per_mma"][path]
 
     reads = {read["name"].split(".")[-1]: read for read in launches[1]["reads"]}
-    weights = reads["tiles"]
-    assert weights["requested"] == weights["distinct"] == weights["bytes"]
-    requested, distinct = (launches[1][f"read_bytes_{n}"] for n in ("requested", "distinct"))
+    weights = (GEMV_WEIGHTS if m == 1 else WEIGHTS).counts(launches[1])
+    assert weights["read_bytes_requested"] == weights["read_bytes_distinct"]
+    assert weights["read_bytes_distinct"] == reads["tiles"]["distinct"] == reads["tiles"]["bytes"]
+    assert reads["tiles"]["requested"] == reads["tiles"]["bytes"]  # and at no other line
+    assert total["written_bytes_requested"] == total["written_bytes_distinct"]
+    requested, distinct = (total[f"read_bytes_{n}"] for n in ("requested", "distinct"))
     times = limits["requested_per_distinct_byte"]["zeros" if zeros else "scales"]
     assert requested <= times * distinct
+    if not zeros:
+        scales = SCALES.counts(launches[1])
+        found = factor(scales, "read_bytes_requested", "read_bytes_distinct")
+        assert found <= limits["requested_per_distinct_byte_at_scales"]
     if m == 1 and not zeros:  # beside zeros, scales are read tile by tile, in 8 bytes
         assert total["load_requests_16_bytes"] == total["load_requests"]
 

@@ -123,6 +123,6 @@ def test_counts(bits):
         assert (
             factor(total, "store_sectors", "store_sectors_ideal") <= limits["store_sector_factor"]
         )
-        requested, distinct = (launch[f"read_bytes_{n}"] for n in ("requested", "distinct"))
+        requested, distinct = (total[f"read_bytes_{n}"] for n in ("requested", "distinct"))
         name = "unrepack" if "unrepack" in launch["kernel"] else "repack"
         assert requested <= limits["requested_per_distinct_byte"][name] * distinct

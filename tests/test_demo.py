@@ -11,6 +11,8 @@ import pytest
 from mmq_evals import demo, tiny
 from mmq_evals.errors import EvalError
 
+KL = {"logit KL", "logit KL, 99th percentile over tokens", "same first token"}
+
 
 def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "BITS", (3,))
@@ -34,6 +36,7 @@ def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         file = tiny.path(row.model) / "model.safetensors"
         if row.method == "full precision":
             assert row.difference is None
+            assert not row.agreement
         else:
             bits = row.bits.replace("/", "-")
             file = tmp_path / "out" / row.model / f"{row.method}-{bits}/packed/model.safetensors"
@@ -41,11 +44,19 @@ def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             assert row.difference_low is not None
             assert row.difference_high is not None
             assert row.difference_low <= row.difference <= row.difference_high
+            measures = {"rank correlation"} if row.task == "retrieval" else KL
+            assert row.agreement.keys() >= measures
+            for name in measures:
+                found = row.agreement[name]
+                assert found["low"] <= found["value"] <= found["high"]
+            assert (row.task == "retrieval") == ("logit KL" not in row.agreement)
         assert row.bytes == file.stat().st_size
     stored = json.loads((tmp_path / "out" / "report.json").read_text())
     assert len(stored["rows"]) == len(report.rows)
     assert "| rtn | 3 |" in report.path.read_text()
     assert "tiny-llava, easy-vqa" in report.table
+    assert report.table.count("KL, mnat [95 %]") == 3
+    assert report.table.count("rank correlation [95 %]") == 1
 
 
 def test_refusals(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from mmq_evals.compare import compare
 from mmq_evals.data import layouts
+from mmq_evals.divergence import ReferenceModel
 from mmq_evals.errors import EvalError
 from mmq_evals.run import evaluate, format_result, protocol_hash, read_result
 from mmq_evals.tasks.captioning import PROTOCOLS
@@ -159,8 +160,10 @@ def test_logits_against_the_reference(model: tuple[Any, Any], coco: Path, tmp_pa
     assert found["logit KL"]["value"] > 1e-4
     assert found["logit KL"]["low"] <= found["logit KL"]["value"] <= found["logit KL"]["high"]
     p99 = np.quantile(torch.cat(kl).numpy(), 0.99)
-    percentile = found["logit KL, 99th percentile over tokens"]["value"]
-    assert percentile == pytest.approx(p99, rel=1e-3)
+    percentile = found["logit KL, 99th percentile over tokens"]
+    assert percentile["value"] == pytest.approx(p99, rel=1e-3)
+    assert percentile["low"] <= percentile["value"] <= percentile["high"]
+    assert percentile["low"] < percentile["high"]
     assert found["same first token"]["value"] == pytest.approx(
         float(torch.cat(same_first).double().mean())
     )
@@ -175,6 +178,46 @@ def test_logits_against_the_reference(model: tuple[Any, Any], coco: Path, tmp_pa
     with pytest.raises(EvalError, match="reference_model: expected the model of"):
         evaluate(full, processor, tasks, **settings)
     assert not (tmp_path / "c").exists()
+
+
+def test_the_references_logits_are_computed_once(
+    model: tuple[Any, Any], coco: Path, tmp_path: Path
+) -> None:
+    full, processor = model
+    settings: dict[str, Any] = {"data": coco, "batch_size": 3}
+    evaluate(full, processor, ["captioning"], out_dir=tmp_path / "full", **settings)
+    other, _ = eval_models.blip2("caption")
+    with torch.no_grad():
+        other.language_projection.weight.mul_(1.2)
+    seen: list[int] = []
+    hook = full.vision_model.register_forward_hook(lambda *_: seen.append(1))
+    settings["reference"] = tmp_path / "full"
+
+    def run(name: str, reference: Any) -> tuple[int, str]:
+        seen.clear()
+        evaluate(
+            *(other, processor, ["captioning"]),
+            out_dir=tmp_path / name,
+            reference_model=reference,
+            **settings,
+        )
+        return len(seen), (tmp_path / name / "captioning.logits.jsonl").read_text()
+
+    batches, expected = run("a", full)
+    assert batches == 2
+    reference = ReferenceModel(full)
+    assert run("b", reference) == (batches, expected)
+    assert run("c", reference) == (0, expected)
+    # Where only a part fits, the rest is computed again.
+    rows = [json.loads(line) for line in expected.splitlines()]
+    vocabulary = min(full.config.text_config.vocab_size, len(processor.tokenizer))
+    first = sum(len(row["kl"]) for row in rows[:3]) * vocabulary * 4
+    small = ReferenceModel(full, capacity=first)
+    assert run("d", small) == (batches, expected)
+    assert run("e", small) == (1, expected)
+    none = ReferenceModel(full, capacity=len(rows[3]["kl"]) * vocabulary * 4 - 1)
+    assert run("f", none) == run("g", none) == (batches, expected)
+    hook.remove()
 
 
 def test_logits_that_are_not_finite(model: tuple[Any, Any], coco: Path, tmp_path: Path) -> None:

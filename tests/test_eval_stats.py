@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from mmq_evals import stats
+from mmq_evals import quantiles, stats
 from mmq_evals.errors import EvalError
 from mmq_evals.metrics import bleu, bleu_from_statistics
 
@@ -91,6 +91,45 @@ def test_bootstrap_of_bleu_statistics() -> None:
     interval = stats.bootstrap_statistic(rows, lambda s: bleu_from_statistics(s)[:, 3])
     assert interval.value == pytest.approx(scores.corpus[3])
     assert interval.low < interval.value < interval.high
+
+
+@pytest.mark.parametrize("q", [0.0, 0.3, 0.5, 0.99, 1.0])
+def test_bootstrap_of_a_quantile_equals_repeated_values(q: float) -> None:
+    rng = np.random.default_rng(0)
+    # Unequal clusters, ties, and one image with most of the large values.
+    values = {f"i{n}": rng.exponential(size=1 + n % 7).round(2).tolist() for n in range(60)}
+    values["i9"] = [50.0 + n for n in range(40)]
+    found = quantiles.bootstrap_quantile(values, q, seed=3, resamples=400)
+    names = sorted(values)
+    (weights,) = stats.bootstrap_weights(len(names), 400, 3)
+    expected = [
+        np.quantile([v for n, w in zip(names, row, strict=True) for v in values[n] * int(w)], q)
+        for row in weights
+    ]
+    low, high = np.quantile(expected, [0.025, 0.975])
+    assert (found.low, found.high) == pytest.approx((low, high), rel=1e-12)
+    flat = np.concatenate(list(values.values()))
+    assert found.value == pytest.approx(np.quantile(flat, q), rel=1e-12)
+    assert (found.samples, found.clusters) == (sum(map(len, values.values())), 60)
+    # One image alone moves the interval: tokens of one image are not independent.
+    apart = {f"{name} {n}": [v] for name, row in values.items() for n, v in enumerate(row)}
+    if q == 0.99:
+        assert found.high - found.low > 2.0 * _width(quantiles.bootstrap_quantile(apart, q))
+
+
+def _width(interval: stats.Interval) -> float:
+    return interval.high - interval.low
+
+
+def test_quantiles_refuse() -> None:
+    for values, q, message in [
+        ({"a": [1.0]}, 1.5, "expected 0 to 1, got 1.5"),
+        ({}, 0.5, "expected values in every cluster"),
+        ({"a": [1.0], "b": []}, 0.5, r"got none for \['b'\]"),
+        ({"a": [math.nan]}, 0.5, "expected finite values"),
+    ]:
+        with pytest.raises(EvalError, match=message):
+            quantiles.bootstrap_quantile(values, q)
 
 
 def test_holm_and_detectable_difference() -> None:

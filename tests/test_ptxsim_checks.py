@@ -302,8 +302,8 @@ def test_sectors(sim: Simulator, stride: int, sectors: int, ideal: int) -> None:
     total = launch["total"]
     assert (total["load_sectors"], total["load_sectors_ideal"]) == (sectors, ideal)
     assert (total["store_sectors"], total["store_sectors_ideal"]) == (sectors, ideal)
-    assert launch["read_bytes_requested"] == launch["read_bytes_distinct"] == 32 * sectors
-    assert launch["written_bytes_distinct"] == 32 * sectors
+    assert total["read_bytes_requested"] == total["read_bytes_distinct"] == 32 * sectors
+    assert total["written_bytes_requested"] == total["written_bytes_distinct"] == 32 * sectors
 
 
 def test_requested_against_distinct_bytes(sim: Simulator) -> None:
@@ -318,12 +318,86 @@ def test_requested_against_distinct_bytes(sim: Simulator) -> None:
     """
     run(sim, body, [weights], grid=(4,))
     launch = counts(sim)
-    assert launch["read_bytes_requested"] == 4 * 512
-    assert launch["read_bytes_distinct"] == 512
-    assert launch["total"]["load_requests"] == 4
-    assert launch["total"]["load_requests_16_bytes"] == 4
+    total = launch["total"]
+    assert (total["read_bytes_requested"], total["read_bytes_distinct"]) == (4 * 512, 512)
+    assert (total["load_requests"], total["load_requests_16_bytes"]) == (4, 4)
     [read] = [read for read in launch["reads"] if read["name"] == "weights"]
     assert (read["requested"], read["distinct"], read["bytes"]) == (2048, 512, 1024)
+
+
+def test_requested_and_distinct_bytes_by_line(sim: Simulator) -> None:
+    """Line 10 reads 128 bytes a warp, line 20 the same and as many behind them, line 30 writes the
+    first ones; two warps of each of three blocks do the same."""
+    memory = np.zeros(512 + 32, dtype=np.uint8)
+    start = -memory.ctypes.data % 32
+    both = memory[start : start + 512]
+    body = """
+        mov.u32 %t0, %laneid; mul.wide.u32 %l0, %t0, 4; add.u64 %l1, %q0, %l0;
+        .loc 1 10 1
+        ld.global.u32 %t1, [%l1];
+        .loc 1 20 1
+        ld.global.u32 %t2, [%l1]; ld.global.u32 %t3, [%l1+128];
+        .loc 1 30 1
+        st.global.u32 [%l1], %t0;
+        .loc 1 40 1
+    """
+    run(sim, body, [both], grid=(3,), block=(64,))
+    table = sim.table()
+    launch = counts(sim)
+    names = [
+        f"{way}_bytes_{kind}" for way in ("read", "written") for kind in ("requested", "distinct")
+    ]
+    by_line = {entry["line"]: [entry[name] for name in names] for entry in launch["by_line"]}
+    warps = 6
+    assert by_line[10] == [warps * 128, 128, 0, 0]
+    assert by_line[20] == [warps * 256, 256, 0, 0]
+    assert by_line[30] == [0, 0, warps * 128, 128]
+    assert by_line[40] == [0, 0, 0, 0]
+    # What two lines read is requested by both, and distinct once.
+    assert [launch["total"][name] for name in names] == [warps * 384, 256, warps * 128, 128]
+    for line, row in ((20, "1536 1.00 256 0 - 0"), (30, "0 - 0 768 1.00 128")):
+        # The first table is of instructions and wavefronts, the second one of memory.
+        _, text = (text for text in table.splitlines() if f"kernel.cu:{line} " in text)
+        assert " ".join(text.split()) == f"kernel.cu:{line} {row}"
+
+
+def test_distinct_bytes_far_apart(sim: Simulator) -> None:
+    """Sectors 1 MB apart, in two arrays, read twice by one instruction of a loop."""
+    first, second = np.zeros(1 << 20, dtype=np.uint8), np.zeros(1 << 20, dtype=np.uint8)
+    sim.register(first, "first")
+    sim.register(second, "second")
+    body = """
+        mov.u64 %l1, %q0; mov.u64 %l2, %q1; mov.u32 %t0, 0;
+        .loc 1 20 1
+        $again: ld.global.u8 %h1, [%l1]; ld.global.u8 %h2, [%l1+1048575];
+        mov.u64 %l3, %l1; mov.u64 %l1, %l2; mov.u64 %l2, %l3;
+        add.u32 %t0, %t0, 1; setp.lt.u32 %p0, %t0, 4; @%p0 bra $again;
+        .loc 1 30 1
+    """
+    run(sim, body, [first, second], block=(1,))
+    launch = counts(sim)
+    [line] = [entry for entry in launch["by_line"] if entry["line"] == 20]
+    assert (line["read_bytes_requested"], line["read_bytes_distinct"]) == (8 * 32, 4 * 32)
+    for read in launch["reads"]:
+        assert (read["requested"], read["distinct"]) == (4 * 32, 2 * 32)
+    assert {read["name"] for read in launch["reads"]} == {"first", "second"}
+
+
+def test_one_request_to_two_arrays(sim: Simulator) -> None:
+    """Even lanes read one array, odd ones the other: each sector counts for its own."""
+    arrays = [np.zeros(256 + 32, dtype=np.uint8) for _ in range(2)]
+    first, second = (a[-a.ctypes.data % 32 :][:256] for a in arrays)
+    sim.register(first, "first")
+    sim.register(second, "second")
+    body = """
+        mov.u32 %t0, %laneid; and.b32 %t1, %t0, 1; setp.eq.u32 %p0, %t1, 0;
+        selp.b64 %l1, %q0, %q1, %p0; mul.wide.u32 %l0, %t0, 4; add.u64 %l1, %l1, %l0;
+        ld.global.u32 %t2, [%l1];
+    """
+    run(sim, body, [first, second])
+    launch = counts(sim)
+    assert launch["total"]["read_bytes_requested"] == launch["total"]["read_bytes_distinct"] == 256
+    assert [(r["requested"], r["distinct"]) for r in launch["reads"]] == [(128, 128), (128, 128)]
 
 
 def test_instructions_by_opcode_and_line(sim: Simulator) -> None:

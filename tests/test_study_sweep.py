@@ -88,6 +88,7 @@ def test_a_row_is_an_ordinary_evaluation(folder: Path, tmp_path: Path, upstream:
     (full,) = [row for row in rows.values() if row["method"] == "none"]
     assert (full["bits.vision"], full["bits.language"], full["mode"]) == (16, 16, None)
     assert "diff.captioning.cider" not in full
+    dense, _ = load_model(full["model"])
     mode = {"full": "independent", "quantized": "sequential"}[upstream]
     for row in rows.values():
         assert row["status"] == "done"
@@ -108,7 +109,10 @@ def test_a_row_is_an_ordinary_evaluation(folder: Path, tmp_path: Path, upstream:
             limit=3,
             batch_size=2,
             reference=tmp_path / "out" / full["rows"],
+            reference_model=dense,
         )
+        assert 0.0 < row["agreement_low.captioning.kl"] <= row["agreement.captioning.kl"]
+        assert row["agreement.captioning.kl_p99"] <= row["agreement_high.captioning.kl_p99"]
         assert {name: row[name] for name in scores_of(result)} == scores_of(result)
         ours = tmp_path / "out" / row["rows"] / "captioning.jsonl"
         theirs = tmp_path / "eval" / row["run_id"] / "captioning.jsonl"
@@ -136,6 +140,17 @@ def test_finished_runs_are_skipped(
     assert "1 runs in" in captured.out
     assert "2 of 3 runs are done" in captured.err
     assert (out / "results.jsonl").read_bytes().startswith(before)
+
+
+def test_without_logits_the_runs_are_the_same(folder: Path, tmp_path: Path) -> None:
+    study = study_of(folder, method=["rtn"], vision=[3])
+    path, out = write({**study, "logits": False}, tmp_path / "grid.yaml"), tmp_path / "out"
+    assert sweep(path, out) == 0
+    rows = table(out)
+    assert rows.keys() == {run.run_id for run in plan_study(parse_study(study)).runs}
+    columns = {name for row in rows.values() for name in row}
+    assert "agreement.captioning.identical_captions" in columns
+    assert not any(".kl" in name or "first_token" in name for name in columns)
 
 
 def test_settings_of_equal_tensors_run_once(folder: Path) -> None:

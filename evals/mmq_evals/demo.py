@@ -18,7 +18,9 @@ from typing import Any, Final
 import mmq
 from mmq_evals import tiny
 from mmq_evals.calibration import calibration_samples
+from mmq_evals.divergence import ReferenceModel
 from mmq_evals.errors import EvalError
+from mmq_evals.report import changed_share
 from mmq_evals.run import evaluate, make_folder, tasks_for
 
 GROUP_SIZE: Final = 64
@@ -44,7 +46,9 @@ class DemoRow:
 
     ``linear_bpw`` are stored bits per weight of the packed linears, ``model_bpw`` all stored bits
     over all parameters, ``bytes`` the tensor file. ``layer_error`` is the mean over linears of the
-    relative squared output error on the calibration inputs. Scores are times 100.
+    relative squared output error on the calibration inputs. Scores are times 100. ``agreement``
+    with full precision is by measure, as a result holds it (shares in [0, 1], KL in nats); full
+    precision itself has none.
     """
 
     model: str
@@ -62,6 +66,7 @@ class DemoRow:
     difference: float | None
     difference_low: float | None
     difference_high: float | None
+    agreement: Mapping[str, Mapping[str, Any]]
     full_precision: float
     baseline_name: str
     baseline: float
@@ -141,6 +146,7 @@ def _one_model(
 
     started = time.monotonic()
     full = {task: _evaluate(model, processor, task, out / "full", limits) for task in tasks}
+    reference = ReferenceModel(model)
     stored = (tiny.path(name) / "model.safetensors").stat().st_size
     parameters = sum(p.numel() for p in model.parameters())
     progress(f"{name}: full precision evaluated in {time.monotonic() - started:.0f} s")
@@ -162,8 +168,9 @@ def _one_model(
         folder = mmq.save(model, out / setting / "packed", processor, overwrite=True)
         quantized = time.monotonic()
         model = mmq.load(folder)
+        against = (out / "full", reference)
         results = {
-            task: _evaluate(model, processor, task, out / setting, limits, out / "full")
+            task: _evaluate(model, processor, task, out / setting, limits, against)
             for task in tasks
         }
         errors = [r.relative_error for r in manifest.linears if r.relative_error is not None]
@@ -195,7 +202,7 @@ def _evaluate(
     task: str,
     out: Path,
     limits: Mapping[str, int],
-    reference: Path | None = None,
+    against: tuple[Path, ReferenceModel] | None = None,
 ) -> dict[str, Any]:
     result = evaluate(
         model,
@@ -203,7 +210,8 @@ def _evaluate(
         [task],
         out_dir=out / task,
         limit=limits[task],
-        reference=None if reference is None else reference / task,
+        reference=None if against is None else against[0] / task,
+        reference_model=None if against is None else against[1],
     )
     entry: dict[str, Any] = result["tasks"][task]
     return entry
@@ -224,7 +232,8 @@ def _row(
     entry = full[task] if results is None else results[task]
     metric = entry["primary"]
     score = entry["scores"][metric]
-    change = entry.get("against_reference", {}).get("differences", {}).get(metric)
+    against = entry.get("against_reference", {})
+    change = against.get("differences", {}).get(metric)
     # The strongest answer that does not look at the image.
     name, scores = max(entry["baselines"].items(), key=lambda item: float(item[1][metric]))
     return DemoRow(
@@ -243,6 +252,7 @@ def _row(
         difference=None if change is None else 100 * change["value"],
         difference_low=None if change is None else 100 * change["low"],
         difference_high=None if change is None else 100 * change["high"],
+        agreement=against.get("agreement", {}),
         full_precision=100 * full[task]["scores"][metric]["value"],
         baseline_name=name,
         baseline=100 * float(scores[metric]),
@@ -259,25 +269,54 @@ COLUMNS: Final = (
     "layer error",
     "score [95 %]",
     "minus full [95 %]",
+    "changed",
 )
+KL_COLUMNS: Final = ("KL, mnat [95 %]", "99th pct [95 %]", "same first")
+RANK_COLUMNS: Final = ("rank correlation [95 %]",)
+
+
+def _interval(found: Mapping[str, Any] | None, factor: float, form: str) -> str:
+    if found is None:
+        return "-"
+    value, low, high = (format(factor * found[key], form) for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def _share(found: Mapping[str, Any] | None) -> str:
+    return "-" if found is None else f"{100 * found['value']:.1f}"
 
 
 def _cells(row: DemoRow) -> tuple[str, ...]:
-    difference = "-"
-    if row.difference is not None:
-        difference = (
-            f"{row.difference:+.1f} [{row.difference_low:+.1f}, {row.difference_high:+.1f}]"
-        )
-    return (
+    change = {
+        "value": row.difference,
+        "low": row.difference_low,
+        "high": row.difference_high,
+    }
+    score = {"value": row.score, "low": row.low, "high": row.high}
+    agreement = row.agreement
+    cells = (
         row.method,
         row.bits,
         "-" if row.linear_bpw is None else f"{row.linear_bpw:.2f}",
         f"{row.model_bpw:.2f}",
         f"{row.bytes:,}",
         "-" if row.layer_error is None else f"{row.layer_error:.4f}",
-        f"{row.score:.1f} [{row.low:.1f}, {row.high:.1f}]",
-        difference,
+        _interval(score, 1, ".1f"),
+        _interval(None if row.difference is None else change, 1, "+.1f"),
+        _share(changed_share(agreement)),
     )
+    if row.task == "retrieval":
+        return (*cells, _interval(agreement.get("rank correlation"), 1, ".4f"))
+    return (
+        *cells,
+        _interval(agreement.get("logit KL"), 1000, ".2f"),
+        _interval(agreement.get("logit KL, 99th percentile over tokens"), 1000, ".1f"),
+        _share(agreement.get("same first token")),
+    )
+
+
+def _columns(row: DemoRow) -> tuple[str, ...]:
+    return COLUMNS + (RANK_COLUMNS if row.task == "retrieval" else KL_COLUMNS)
 
 
 def _sections(rows: Sequence[DemoRow]) -> list[tuple[str, list[DemoRow]]]:
@@ -301,8 +340,8 @@ def format_table(rows: Sequence[DemoRow]) -> str:
     """The table for a terminal."""
     lines = []
     for heading, part in _sections(rows):
-        cells = [COLUMNS, *(_cells(row) for row in part)]
-        widths = [max(len(line[i]) for line in cells) for i in range(len(COLUMNS))]
+        cells = [_columns(part[0]), *(_cells(row) for row in part)]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines += ["", heading]
         lines += [
             "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
@@ -321,6 +360,10 @@ NOTES: Final = (
     "bpw model: all stored bits over all parameters. layer error: mean over linears of "
     "|(W' - W) x|^2 / |W x|^2 on the calibration inputs of that run. Differences are paired, over "
     "the same items.",
+    "changed: share of captions, answers or first candidates that are not those of full precision, "
+    "times 100. KL: of the logits from full precision's on its own answers, in thousandths of a "
+    "nat: mean over images, 99th percentile over tokens. same first: share of tokens that both "
+    "rank first, times 100. rank correlation: Spearman's, of retrieval's final scores.",
 )
 
 
@@ -330,6 +373,7 @@ def _markdown(rows: Sequence[DemoRow], seconds: float) -> str:
     lines += [f"- {note}" for note in NOTES]
     for heading, part in _sections(rows):
         lines += ["", f"## {heading}", ""]
-        lines += ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
+        columns = _columns(part[0])
+        lines += ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
         lines += ["| " + " | ".join(_cells(row)) + " |" for row in part]
     return "\n".join(lines) + "\n"

@@ -2,7 +2,8 @@
 """KL of a model's logits from those of full precision, teacher-forced on full precision's answers.
 
 Both models run in the same process, a batch at a time, so that no logits are stored: a row holds
-the KL of every token and whether both models rank the same token first.
+the KL of every token and whether both models rank the same token first. Full precision's logits
+can be kept in memory for the runs that follow.
 """
 
 from __future__ import annotations
@@ -10,16 +11,64 @@ from __future__ import annotations
 import itertools
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from functools import cached_property
+from typing import Any, Final
 
 import numpy as np
+from PIL import Image
 
 from mmq_evals.errors import EvalError
 from mmq_evals.metrics.agreement import TokenAgreement, divergence, token_agreement
-from mmq_evals.rows import WHOLE, Row, Shard
+from mmq_evals.quantiles import bootstrap_quantile
+from mmq_evals.rows import WHOLE, Row, Shard, model_fingerprint
 from mmq_evals.stats import FloatArray, bootstrap_mean, bootstrap_statistic
 from mmq_evals.tasks.base import Task, batches, failed_row, read_images
-from mmq_evals.tasks.generation import forced_logits
+from mmq_evals.tasks.generation import Asking, forced_logits
+
+KEPT_BYTES: Final = 512 << 20
+QUANTILE: Final = 0.99
+
+
+class ReferenceModel:
+    """The model that others are compared with, and the logits that it has given to earlier runs.
+
+    Kept are the logits that come first, up to ``capacity`` bytes in float32 on the CPU; the others
+    are computed every time. An image is known by the id of its item: one object serves runs over
+    one dataset, with one processor.
+    """
+
+    def __init__(self, model: Any, capacity: int = KEPT_BYTES) -> None:
+        self.model = model.eval()
+        self._room = capacity
+        self._kept: dict[object, list[FloatArray]] = {}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """As `model_fingerprint`, computed once: the weights must stay what they are."""
+        return model_fingerprint(self.model)
+
+    def logits(
+        self,
+        processor: Any,
+        ids: Sequence[str],
+        images: Sequence[Image.Image],
+        asking: Asking,
+        tokens: Sequence[Sequence[int]],
+    ) -> list[FloatArray]:
+        """As `forced_logits`, for the items called ``ids``."""
+        key = (tuple(ids), asking, tuple(map(tuple, tokens)))
+        found = self._kept.get(key)
+        if found is None:
+            found = _logits(self.model, processor, images, asking, tokens)
+            size = sum(rows.nbytes for rows in found)
+            if size <= self._room:
+                self._room -= size
+                self._kept[key] = found
+        return found
+
+
+def _logits(model: Any, *given: Any) -> list[FloatArray]:
+    return [rows.cpu().numpy() for rows in forced_logits(model, *given)]
 
 
 def answers_of(rows: Sequence[Row]) -> dict[str, list[int]]:
@@ -38,7 +87,7 @@ def answers_of(rows: Sequence[Row]) -> dict[str, list[int]]:
 
 def predict_divergence(
     task: Task,
-    reference_model: Any,
+    reference: ReferenceModel,
     model: Any,
     processor: Any,
     answers: Mapping[str, Sequence[int]],
@@ -63,12 +112,11 @@ def predict_divergence(
         if not readable or asking is None:
             continue
         tokens = [answers[item.id] for item in readable]
-        logits = [
-            forced_logits(each, processor, images, asking, tokens)
-            for each in (reference_model, model)
-        ]
-        for item, full, quantized in zip(readable, *logits, strict=True):
-            yield {"id": item.id, **_row(full.cpu().numpy(), quantized.cpu().numpy())}
+        ids = [item.id for item in readable]
+        before = reference.logits(processor, ids, images, asking, tokens)
+        after = _logits(model, processor, images, asking, tokens)
+        for name, full, quantized in zip(ids, before, after, strict=True):
+            yield {"id": name, **_row(full, quantized)}
 
 
 def _row(full: FloatArray, quantized: FloatArray) -> Row:
@@ -83,8 +131,9 @@ def divergence_agreement(
 ) -> dict[str, dict[str, Any]]:
     """The measures of agreement in rows of `predict_divergence`, as `agreement_rows` gives its own.
 
-    KL is averaged per sample and then over samples, its 99th percentile is over all tokens. Samples
-    without a finite KL count in the share of equal first tokens and not in KL, which says so.
+    KL is averaged per sample and then over samples, its 99th percentile is over all tokens; both
+    come with intervals over images. Samples without a finite KL count in the share of equal first
+    tokens and not in KL, which says so.
 
     Args:
         rows: of all samples that both runs could score.
@@ -103,9 +152,15 @@ def divergence_agreement(
         broken = {"not_finite": len(agreements) - len(finite)}
         interval = bootstrap_mean(found.per_sample, clusters, seed=seed)
         result["logit KL"] = {**asdict(interval), "unit": "nats", **broken}
+        tokens: dict[str, list[float]] = {}
+        for key, each in finite.items():
+            tokens.setdefault(clusters[key], []).extend(each.kl.tolist())
+        tail = bootstrap_quantile(tokens, QUANTILE, seed=seed)
         result["logit KL, 99th percentile over tokens"] = {
-            "value": found.kl_p99, "low": None, "high": None, "unit": "nats", **broken,
-        }  # fmt: skip
+            **asdict(tail),
+            "unit": "nats",
+            **broken,
+        }
     sums: dict[str, list[float]] = {}
     for key, each in agreements.items():
         columns = sums.setdefault(clusters[key], [0.0, 0.0])

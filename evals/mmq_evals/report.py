@@ -3,7 +3,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+
+def changed_share(agreement: Mapping[str, Mapping[str, Any]]) -> dict[str, float] | None:
+    """The share of predictions that are not those of full precision, with its interval: captions,
+    answers, or first candidates of retrieval. None where there is nothing to compare with."""
+    if "flipped answers" in agreement:
+        return {key: agreement["flipped answers"][key] for key in ("value", "low", "high")}
+    for name in ("identical captions", "same first candidate"):
+        if name in agreement:
+            same = agreement[name]
+            ends = {"value": "value", "low": "high", "high": "low"}
+            return {key: 1.0 - same[other] for key, other in ends.items()}
+    return None
 
 
 def format_result(result: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ class Reference:
     model: str
 
 
-def read_reference(path: Path, protocols: dict[str, dict[str, Any]]) -> Reference:
+def read_reference(path: Path, protocols: Mapping[str, dict[str, Any]]) -> Reference:
     """A reference run with the tasks of ``protocols``.
 
     Raises:

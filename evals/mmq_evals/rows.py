@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Collection, Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from mmq.linear import QuantLinear
 from mmq_evals.errors import EvalError
 
 Row = dict[str, Any]
+# Called after every row (of retrieval: image) with the task's name, those done and those in all.
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,20 @@ class RowStore:
                 file.write(json.dumps({"run": self._run, **row}).encode("ascii") + b"\n")
                 file.flush()
                 yield row
+
+    def keep(
+        self,
+        rows: Iterable[Row],
+        done: Collection[str],
+        shard: Shard,
+        progress: Progress | None,
+        name: str,
+        total: int,
+    ) -> None:
+        """Appends all rows and reports each as one of ``total`` of ``name``."""
+        for count, _ in enumerate(self.append(rows, done, shard), start=len(done) + 1):
+            if progress is not None:
+                progress(name, count, total)
 
     def remove(self) -> None:
         """Removes every process's file."""

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from mmq_evals.divergence import answers_of, divergence_agreement, predict_divergence
+from mmq_evals.against import against_reference, compare_logits, logit_stores, read_against
 from mmq_evals.errors import EvalError
 from mmq_evals.protocol import protocol_hash, run_protocols
 from mmq_evals.report import format_result
@@ -32,13 +32,10 @@ from mmq_evals.results import (
     FORMAT,
     FORMAT_VERSION,
     RESULT_FILE,
-    Reference,
-    compare_rows,
-    read_reference,
     read_result,
     write_json,
 )
-from mmq_evals.rows import WHOLE, Row, RowStore, Shard, model_fingerprint
+from mmq_evals.rows import WHOLE, Progress, Row, RowStore, Shard, model_fingerprint
 from mmq_evals.stats import detectable_line
 from mmq_evals.summary import clusters_of, score_rows
 from mmq_evals.tasks.base import Task, scored
@@ -70,9 +67,6 @@ DEFAULT_BATCH_SIZE = 32
 POLL_SECONDS = 1.0
 # Folder of the output folder for features of images while a run is under way.
 FEATURES = "features.part"
-
-# Called after every row (of retrieval: image) with the task's name, those done and those in all.
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -127,7 +121,8 @@ def evaluate(
         reference: ``result.json`` (or its folder) of a run to compare with, over the same samples
             under the same protocol: paired differences, p-values and agreement are added.
         reference_model: the model of that run, on the same device: the KL of the logits on its
-            answers joins the agreement. Retrieval, which has no language model, needs none.
+            answers joins the agreement. A `ReferenceModel` around it, given to many runs over the
+            same data, computes its logits once. Retrieval has no language model and needs none.
         progress: called after every row.
         announce: called before the model runs with a line for every task: which difference its
             number of samples can show.
@@ -175,9 +170,9 @@ def evaluate_prepared(
     """`evaluate` on tasks that are built already; many runs of one model share them."""
     built, protocols, batch_size = prepared.tasks, prepared.protocols, prepared.batch_size
     _check_finite(model)
-    against = _reference(reference, reference_model, protocols)
+    against = read_against(reference, reference_model, protocols)
     fingerprint, stores = _open_stores(model, protocols, out_dir)
-    logits = _logit_stores(built, stores, against, reference_model)
+    logits = logit_stores(built, stores, against)
     for store in (*stores.values(), *logits.values()):
         store.read()  # refuses another configuration before the model runs
     detectable = {
@@ -213,9 +208,8 @@ def evaluate_prepared(
             raise EvalError(f"{name}: no image decodes: {next(iter(failed.values()), 'no items')}")
         _write_rows(part, rows)
         if against is not None and name in logits:
-            pair = (reference_model, model)
-            answers = answers_of(against.rows[name])
-            _diverge(task, pair, processor, answers, batch_size, logits[name], WHOLE, progress)
+            given = (model, processor, batch_size, logits[name], WHOLE, progress)
+            compare_logits(task, against, *given)
         predicted = time.monotonic()
         entry: dict[str, Any] = {
             "rows": parts[part].name,
@@ -239,17 +233,12 @@ def evaluate_prepared(
             entry["document_frequency"] = f"{name}.df.json"
             task.df.save(out_dir / entry["document_frequency"])
         if against is not None:
-            df = task.df if isinstance(task, Captioning) else None
-            before = against.rows[name]
-            compared = compare_rows(rows, before, task.primary, df=df, seed=seed)
-            compared["fingerprint"] = against.fingerprint
+            compared, kept = against_reference(task, rows, against, logits.get(name), seed)
             if name in logits:
                 part = out_dir / f"{name}.logits.jsonl.part"
                 parts[part] = out_dir / f"{name}.logits.jsonl"
                 compared["logits"] = parts[part].name
-                kept = _both(logits[name].read(), rows, before)
                 _write_rows(part, kept)
-                compared["agreement"] |= divergence_agreement(kept, clusters_of(rows), seed=seed)
             entry["against_reference"] = compared
         entry["seconds"] = {
             "predict": round(predicted - started, 3),
@@ -296,16 +285,15 @@ def predict_shard(
     )
     built = prepared.tasks
     _check_finite(model)
-    against = _reference(reference, reference_model, prepared.protocols)
+    against = read_against(reference, reference_model, prepared.protocols)
     _, stores = _open_stores(model, prepared.protocols, out_dir)
-    logits = _logit_stores(built, stores, against, reference_model)
+    logits = logit_stores(built, stores, against)
     for name, task in built.items():
         scratch = features or out_dir / FEATURES
         _predict(task, model, processor, batch_size, stores[name], shard, scratch, progress)
         if against is not None and name in logits:
-            pair = (reference_model, model)
-            answers = answers_of(against.rows[name])
-            _diverge(task, pair, processor, answers, batch_size, logits[name], shard, progress)
+            given = (model, processor, batch_size, logits[name], shard, progress)
+            compare_logits(task, against, *given)
 
     def complete() -> bool:
         return all(
@@ -360,40 +348,6 @@ def _open_stores(
     return fingerprint, stores
 
 
-def _reference(
-    path: Path | None, model: Any | None, protocols: dict[str, dict[str, Any]]
-) -> Reference | None:
-    """The reference run, if there is one, and the check that ``model`` is the one that made it."""
-    if path is None:
-        if model is not None:
-            raise EvalError("reference_model: expected a reference run beside it, got none")
-        return None
-    found = read_reference(path, protocols)
-    if model is not None:
-        model.eval()
-        if model_fingerprint(model) != found.fingerprint:
-            raise EvalError(
-                f"reference_model: expected the model of {path}, got another (or another dtype)"
-            )
-    return found
-
-
-def _logit_stores(
-    built: dict[str, Task],
-    stores: dict[str, RowStore],
-    against: Reference | None,
-    reference_model: Any | None,
-) -> dict[str, RowStore]:
-    """Where the rows about logits are kept, for the tasks that can have them."""
-    if against is None or reference_model is None:
-        return {}
-    return {
-        name: stores[name].beside("logits", against.fingerprint)
-        for name, task in built.items()
-        if task.asking([]) is not None
-    }
-
-
 def make_folder(path: Path) -> None:
     """The folder with its parents; EvalError where it cannot be made."""
     try:
@@ -429,35 +383,7 @@ def _predict(
     rows = task.predict(
         model, processor, batch_size=batch_size, scratch=scratch, done=done, shard=shard
     )
-    for count, _ in enumerate(store.append(rows, done, shard), start=len(done) + 1):
-        if progress is not None:
-            progress(task.name, count, total)
-
-
-def _diverge(
-    task: Task,
-    models: tuple[Any, Any],
-    processor: Any,
-    answers: dict[str, list[int]],
-    batch_size: int,
-    store: RowStore,
-    shard: Shard,
-    progress: Progress | None,
-) -> None:
-    """Compare the logits of the reference and the model on what is missing of a shard."""
-    done = store.read()
-    rows = predict_divergence(
-        task, *models, processor, answers, batch_size=batch_size, done=done, shard=shard
-    )
-    for count, _ in enumerate(store.append(rows, done, shard), start=len(done) + 1):
-        if progress is not None:
-            progress(f"{task.name}, logits", count, len(task.ids))
-
-
-def _both(found: dict[str, Row], rows: Sequence[Row], reference: Sequence[Row]) -> list[Row]:
-    """Rows about logits of the samples that both runs could score."""
-    ids = {row["id"] for row in reference}
-    return [found[row["id"]] for row in rows if row["id"] in ids and "kl" in found[row["id"]]]
+    store.keep(rows, done, shard, progress, task.name, total)
 
 
 def _write_rows(path: Path, rows: Sequence[Row]) -> None:

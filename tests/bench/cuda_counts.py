@@ -47,10 +47,7 @@ def main() -> int:
                 long, short = (launch(m, k, bits, dtype) for k in (LONG, SHORT))
                 mma = long["by_opcode"]["mma.m16n8k16"] - short["by_opcode"]["mma.m16n8k16"]
                 total = {n: long["total"][n] - short["total"][n] for n in long["total"]}
-                read = [
-                    long[f"read_bytes_{kind}"] - short[f"read_bytes_{kind}"]
-                    for kind in ("requested", "distinct")
-                ]
+                read = [total[f"read_bytes_{kind}"] for kind in ("requested", "distinct")]
                 print(
                     f"{bits:>4} {m:>3}  {str(dtype)[6:]:<11}  {total['instructions'] / mma:>9.2f}  "
                     f"{total['shared_wavefronts'] / mma:>14.2f} ({total['shared_ideal'] / mma:.2f})"

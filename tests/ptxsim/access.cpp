@@ -205,7 +205,7 @@ int resolve(Warp& w, const Instr& in, const Operand& op, uint32_t mask, int byte
       default:
         part.base = nullptr;
         check_global(w, in, part, use);
-        count_global(counts, part, use, w.launch->id);
+        count_global(*w.launch, in, part, use);
         break;
     }
   }

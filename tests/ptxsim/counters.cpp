@@ -8,12 +8,10 @@
 namespace ptxsim {
 namespace {
 
-void touch(std::vector<uint64_t>& sectors, int64_t* distinct, uint64_t sector) {
-  uint64_t& word = sectors[sector / 64];
-  const uint64_t bit = 1ull << (sector % 64);
-  if (word & bit) return;
-  word |= bit;
-  ++*distinct;
+void note_read(Range& range, int64_t launch, int64_t sectors) {
+  if (range.reader != launch) range.read_sectors = 0;
+  range.reader = launch;
+  range.read_sectors += sectors;
 }
 
 void add(Counts& to, const InstrCounts& from) {
@@ -26,6 +24,11 @@ void add(Counts& to, const InstrCounts& from) {
   to.store_sectors_ideal += from.store_ideal;
   to.load_requests += from.load_requests;
   to.load_requests_16_bytes += from.load_requests_16;
+}
+
+void count_distinct(Counts& counts, const Touched& touched) {
+  counts.load_sectors_distinct = touched.read.count();
+  counts.store_sectors_distinct = touched.written.count();
 }
 
 }  // namespace
@@ -66,7 +69,7 @@ void count_shared(InstrCounts& counts, const uint64_t* address, uint32_t mask, i
   }
 }
 
-void count_global(InstrCounts& counts, const Access& a, Use use, int64_t launch) {
+void count_global(Launch& launch, const Instr& in, const Access& a, Use use) {
   uint64_t sorted[kLanes];
   int n = 0;
   bool in_order = true;
@@ -79,8 +82,7 @@ void count_global(InstrCounts& counts, const Access& a, Use use, int64_t launch)
   if (!in_order) std::sort(sorted, sorted + n);
   const bool load = use == Use::kLoad || use == Use::kCopy || use == Use::kAtomic;
   const bool store = use == Use::kStore || use == Use::kAtomic;
-  Range* range = a.range;
-  if (range != nullptr) range->begin_launch(launch);
+  Touched& touched = launch.touched[static_cast<size_t>(in.line)];
   int64_t sectors = 0, distinct = 1;
   for (int i = 1; i < n; ++i) distinct += sorted[i] != sorted[i - 1];
   uint64_t last = ~0ull;
@@ -90,23 +92,22 @@ void count_global(InstrCounts& counts, const Access& a, Use use, int64_t launch)
     if (sector == last) continue;
     last = sector;
     ++sectors;
-    if (range == nullptr) continue;
-    const uint64_t index = sector - (range->base >> 5);
-    if (load) touch(range->read_sectors, &range->read_distinct, index);
-    if (store) touch(range->written_sectors, &range->written_distinct, index);
+    if (load) touched.read.add(sector);
+    if (store) touched.written.add(sector);
+    if (load && a.range == nullptr) note_read(*launch.ranges->find(sorted[i]), launch.id, 1);
   }
+  InstrCounts& counts = launch.counts[static_cast<size_t>(in.index)];
   const int64_t ideal = (distinct * a.bytes + 31) / 32;
   if (load) {
     counts.load_sectors += sectors;
     counts.load_ideal += ideal;
     ++counts.load_requests;
     counts.load_requests_16 += a.bytes == 16;
-    if (range != nullptr) range->read_requested += sectors;
+    if (a.range != nullptr) note_read(*a.range, launch.id, sectors);
   }
   if (store) {
     counts.store_sectors += sectors;
     counts.store_ideal += ideal;
-    if (range != nullptr) range->written_requested += sectors;
   }
 }
 
@@ -125,17 +126,27 @@ LaunchReport make_report(const Launch& launch) {
     add(report.by_line[{line.file, line.line}], c);
     report.by_opcode[kernel.opcodes[static_cast<size_t>(kernel.code[i].opcode)]] += c.executed;
   }
+  std::map<std::pair<std::string, int>, Touched> by_line;  // a line inlined twice is one
+  Touched all;
+  for (size_t i = 0; i < kernel.lines.size(); ++i) {
+    const Touched& touched = launch.touched[i];
+    if (touched.read.empty() && touched.written.empty()) continue;
+    Touched& line = by_line[{kernel.lines[i].file, kernel.lines[i].line}];
+    for (Touched* to : {&line, &all}) {
+      to->read.add(touched.read);
+      to->written.add(touched.written);
+    }
+  }
+  for (const auto& [place, touched] : by_line) count_distinct(report.by_line[place], touched);
+  count_distinct(report.total, all);
   for (const auto& [base, range] : launch.ranges->all()) {
-    if (range->launch != launch.id) continue;
-    report.read_bytes_requested += range->read_requested * 32;
-    report.read_bytes_distinct += range->read_distinct * 32;
-    report.written_bytes_requested += range->written_requested * 32;
-    report.written_bytes_distinct += range->written_distinct * 32;
-    if (range->read_distinct == 0) continue;
+    if (range->reader != launch.id) continue;
     LaunchReport::Range r;
     r.name = range->name;
-    r.requested = range->read_requested * 32;
-    r.distinct = range->read_distinct * 32;
+    r.requested = range->read_sectors * 32;
+    // A sector that two ranges share counts for both.
+    r.distinct =
+        all.read.count(base / 32, (base + static_cast<uint64_t>(range->bytes) - 1) / 32) * 32;
     r.bytes = range->bytes;
     report.reads.push_back(r);
   }

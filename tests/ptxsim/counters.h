@@ -6,7 +6,9 @@
 // with an active lane. ldmatrix costs so for each of its matrices. Writes of landing cp.async
 // copies are not counted: they do not go through a warp's load and store instructions.
 // Global: distinct 32-byte sectors of a request; ideal is its distinct bytes / 32, rounded up.
-// Requested bytes are sectors * 32 over all requests, distinct ones over the launch.
+// Bytes are sectors * 32: requested ones over all requests, distinct ones those of different
+// sectors that a source line, or the whole launch, touched. A line's are the compulsory traffic of
+// its own instructions; what two lines share counts for both, and once for the launch.
 #pragma once
 
 #include "memory_ops.h"
@@ -14,7 +16,7 @@
 namespace ptxsim {
 
 void count_shared(InstrCounts& counts, const uint64_t* address, uint32_t mask, int bytes);
-void count_global(InstrCounts& counts, const Access& access, Use use, int64_t launch);
+void count_global(Launch& launch, const Instr& in, const Access& access, Use use);
 // Sums the counters of the launch into a report.
 LaunchReport make_report(const Launch& launch);
 

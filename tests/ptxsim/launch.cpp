@@ -70,6 +70,7 @@ void Device::launch(const Kernel& kernel, Dim3 grid, Dim3 block, size_t dynamic_
                 static_cast<size_t>(info.param_bytes[i]));
   }
   launch.counts.resize(kernel.code.size());
+  launch.touched = std::vector<Touched>(kernel.lines.size());
   launch.recent.resize(kernel.code.size());
   launch.findings = &state.findings;
 

@@ -8,16 +8,6 @@
 
 namespace ptxsim {
 
-void Range::begin_launch(int64_t id) {
-  if (launch == id) return;
-  launch = id;
-  // The base need not be aligned to a sector.
-  const size_t words = static_cast<size_t>((bytes + 31 + 32) / 32 / 64 + 1);
-  read_sectors.assign(words, 0);
-  written_sectors.assign(words, 0);
-  read_requested = read_distinct = written_requested = written_distinct = 0;
-}
-
 void Range::mark(int64_t offset, int64_t count, bool value) {
   if (offset == 0 && count == bytes) {
     all_defined = value;
@@ -60,6 +50,35 @@ Range* Ranges::find(uint64_t address) {
     return nullptr;
   }
   return range;
+}
+
+void SectorSet::turn_to(uint64_t page) {
+  page_ = page;
+  bits_ = pages_[page].data();
+}
+
+void SectorSet::add(const SectorSet& other) {
+  for (const auto& [page, bits] : other.pages_) {
+    Page& mine = pages_[page];
+    for (size_t i = 0; i < kPageWords; ++i) mine[i] |= bits[i];
+  }
+}
+
+int64_t SectorSet::count() const { return count(0, ~0ull); }
+
+int64_t SectorSet::count(uint64_t first, uint64_t last) const {
+  int64_t found = 0;
+  for (const auto& [page, bits] : pages_) {
+    for (uint64_t i = 0; i < kPageWords; ++i) {
+      const uint64_t low = page * kPageSectors + 64 * i, high = low + 63;
+      if (bits[i] == 0 || high < first || low > last) continue;
+      uint64_t inside = bits[i];
+      if (low < first) inside &= ~0ull << (first - low);
+      if (high > last) inside &= ~0ull >> (high - last);
+      found += __builtin_popcountll(inside);
+    }
+  }
+  return found;
 }
 
 void SharedMemory::reset(int64_t size, bool bytewise) {

@@ -3,10 +3,12 @@
 // its defined, in-flight and race shadows.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <map>
 #include <memory>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 namespace ptxsim {
@@ -22,13 +24,35 @@ struct Range {
   bool owned = false, all_defined = false;
   std::vector<uint8_t> defined;  // one per byte, unless all are
 
-  // Sectors of 32 bytes touched in the current launch, and how many requests asked for.
-  int64_t launch = -1;
-  std::vector<uint64_t> read_sectors, written_sectors;
-  int64_t read_requested = 0, read_distinct = 0, written_requested = 0, written_distinct = 0;
+  // The launch that read it last, and how many sectors its requests asked for.
+  int64_t reader = -1, read_sectors = 0;
 
-  void begin_launch(int64_t id);
   void mark(int64_t offset, int64_t count, bool value);
+};
+
+// Which sectors of 32 bytes were touched: a bit each, in pages that are made at their first touch.
+class SectorSet {
+ public:
+  SectorSet() = default;
+  SectorSet(const SectorSet&) = delete;  // `bits_` points into the pages
+
+  void add(uint64_t sector) {
+    if (sector / kPageSectors != page_) turn_to(sector / kPageSectors);
+    bits_[sector % kPageSectors / 64] |= 1ull << (sector % 64);
+  }
+  void add(const SectorSet& other);
+  bool empty() const { return pages_.empty(); }
+  int64_t count() const;
+  int64_t count(uint64_t first, uint64_t last) const;  // of these, both included
+
+ private:
+  static constexpr uint64_t kPageWords = 256, kPageSectors = 64 * kPageWords;
+  using Page = std::array<uint64_t, kPageWords>;
+  void turn_to(uint64_t page);
+
+  std::unordered_map<uint64_t, Page> pages_;
+  uint64_t page_ = ~0ull;     // the last one touched,
+  uint64_t* bits_ = nullptr;  // and its bits
 };
 
 class Ranges {

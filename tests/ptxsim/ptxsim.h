@@ -48,10 +48,11 @@ struct Finding {
 
 // Counts of one source line, or of a whole launch.
 struct Counts {
-  int64_t instructions = 0;                          // executed warp instructions
-  int64_t shared_wavefronts = 0, shared_ideal = 0;   // see rules in counters.h
-  int64_t load_sectors = 0, load_sectors_ideal = 0;  // global, 32 bytes each
-  int64_t store_sectors = 0, store_sectors_ideal = 0;
+  int64_t instructions = 0;                         // executed warp instructions
+  int64_t shared_wavefronts = 0, shared_ideal = 0;  // see rules in counters.h
+  // Global, 32 bytes each: over all requests, the fewest these need, and different ones.
+  int64_t load_sectors = 0, load_sectors_ideal = 0, load_sectors_distinct = 0;
+  int64_t store_sectors = 0, store_sectors_ideal = 0, store_sectors_distinct = 0;
   int64_t load_requests = 0, load_requests_16_bytes = 0;  // warp instructions; of 16 bytes a lane
 };
 
@@ -60,8 +61,6 @@ struct LaunchReport {
   Dim3 grid, block;
   int64_t shared_bytes = 0;
   Counts total;
-  int64_t read_bytes_requested = 0, read_bytes_distinct = 0;  // sectors * 32
-  int64_t written_bytes_requested = 0, written_bytes_distinct = 0;
   std::map<std::string, int64_t> by_opcode;               // "mma.m16n8k16" -> count
   std::map<std::pair<std::string, int>, Counts> by_line;  // (file, line)
   // Per registered or allocated range: distinct and requested bytes read, so that a test can ask

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <functional>
+#include <map>
 #include <sstream>
 
 #include "ptxsim.h"
@@ -12,7 +14,7 @@
 namespace ptxsim {
 namespace {
 
-constexpr int kTableLines = 12;  // source lines shown of a launch, the most expensive first
+constexpr size_t kTableLines = 12;  // source lines that a table of a launch shows
 
 std::string quoted(const std::string& text) {
   std::string result = "\"";
@@ -60,8 +62,12 @@ void write_counts(Writer* object, const Counts& counts) {
   object->field("shared_ideal", counts.shared_ideal);
   object->field("load_sectors", counts.load_sectors);
   object->field("load_sectors_ideal", counts.load_sectors_ideal);
+  object->field("read_bytes_requested", counts.load_sectors * 32);
+  object->field("read_bytes_distinct", counts.load_sectors_distinct * 32);
   object->field("store_sectors", counts.store_sectors);
   object->field("store_sectors_ideal", counts.store_sectors_ideal);
+  object->field("written_bytes_requested", counts.store_sectors * 32);
+  object->field("written_bytes_distinct", counts.store_sectors_distinct * 32);
   object->field("load_requests", counts.load_requests);
   object->field("load_requests_16_bytes", counts.load_requests_16_bytes);
 }
@@ -90,10 +96,6 @@ void write_launch(std::ostream& out, const LaunchReport& report) {
     Writer total(out, '{', '}');
     write_counts(&total, report.total);
   }
-  object.field("read_bytes_requested", report.read_bytes_requested);
-  object.field("read_bytes_distinct", report.read_bytes_distinct);
-  object.field("written_bytes_requested", report.written_bytes_requested);
-  object.field("written_bytes_distinct", report.written_bytes_distinct);
   {
     object.key("by_opcode");
     Writer opcodes(out, '{', '}');
@@ -177,38 +179,54 @@ void table_findings(std::ostream& out, const std::vector<Finding>& findings) {
   }
 }
 
-void table_counts(std::ostream& out, const std::string& name, const Counts& counts) {
-  out << format("  %-26s %12lld %11lld %6s %10lld %6s %10lld %6s\n", name.c_str(),
-                static_cast<long long>(counts.instructions),
+std::string table_work(const Counts& counts) {
+  return format("%12lld %11lld %6s", static_cast<long long>(counts.instructions),
                 static_cast<long long>(counts.shared_wavefronts),
-                factor(counts.shared_wavefronts, counts.shared_ideal).c_str(),
-                static_cast<long long>(counts.load_sectors),
-                factor(counts.load_sectors, counts.load_sectors_ideal).c_str(),
-                static_cast<long long>(counts.store_sectors),
-                factor(counts.store_sectors, counts.store_sectors_ideal).c_str());
+                factor(counts.shared_wavefronts, counts.shared_ideal).c_str());
+}
+
+// Bytes requested, how many times the fewest sectors of their requests, and distinct bytes.
+std::string table_bytes(int64_t sectors, int64_t ideal, int64_t distinct) {
+  return format("%12lld %6s %12lld", static_cast<long long>(32 * sectors),
+                factor(sectors, ideal).c_str(), static_cast<long long>(32 * distinct));
+}
+
+std::string table_memory(const Counts& c) {
+  return table_bytes(c.load_sectors, c.load_sectors_ideal, c.load_sectors_distinct) + ' ' +
+         table_bytes(c.store_sectors, c.store_sectors_ideal, c.store_sectors_distinct);
+}
+
+// The launch's row, then those of its lines that cost something, the most expensive first.
+template <class Cost, class Row>
+void table_lines(std::ostream& out, const LaunchReport& report, const std::string& header,
+                 const Cost& cost, const Row& row) {
+  std::multimap<int64_t, std::pair<std::string, std::string>, std::greater<int64_t>> lines;
+  for (const auto& [at, counts] : report.by_line) {
+    if (cost(counts) > 0) lines.insert({cost(counts), {place(at.first, at.second), row(counts)}});
+  }
+  const auto print = [&](const std::string& name, const std::string& numbers) {
+    out << format("  %-26s ", name.c_str()) << numbers << '\n';
+  };
+  print("line", header);
+  print("total", row(report.total));
+  size_t left = kTableLines;
+  for (auto line = lines.begin(); line != lines.end() && left > 0; ++line, --left) {
+    print(line->second.first, line->second.second);
+  }
+  if (lines.size() > kTableLines) out << "  and " << lines.size() - kTableLines << " more lines\n";
 }
 
 void table_launch(std::ostream& out, const LaunchReport& report) {
   out << readable(report.kernel) << " grid " << dims(report.grid) << " block " << dims(report.block)
       << " shared " << report.shared_bytes << " bytes\n";
-  out << format("  %-26s %12s %11s %6s %10s %6s %10s %6s\n", "line", "instructions", "wavefronts",
-                "factor", "loads", "factor", "stores", "factor");
-  table_counts(out, "total", report.total);
-  using Line = std::pair<std::pair<std::string, int>, Counts>;
-  std::vector<Line> lines(report.by_line.begin(), report.by_line.end());
-  std::stable_sort(lines.begin(), lines.end(), [](const Line& a, const Line& b) {
-    return a.second.instructions > b.second.instructions;
-  });
-  for (size_t i = 0; i < lines.size() && i < kTableLines; ++i) {
-    table_counts(out, place(lines[i].first.first, lines[i].first.second), lines[i].second);
-  }
-  if (lines.size() > kTableLines) {
-    out << "  and " << lines.size() - kTableLines << " more lines\n";
-  }
-  out << "  read " << report.read_bytes_requested << " bytes, distinct "
-      << report.read_bytes_distinct << " ("
-      << factor(report.read_bytes_requested, report.read_bytes_distinct) << "x); written "
-      << report.written_bytes_requested << ", distinct " << report.written_bytes_distinct << '\n';
+  table_lines(
+      out, report, format("%12s %11s %6s", "instructions", "wavefronts", "factor"),
+      [](const Counts& c) { return c.instructions; }, table_work);
+  table_lines(
+      out, report,
+      format("%12s %6s %12s %12s %6s %12s", "bytes read", "factor", "distinct", "written", "factor",
+             "distinct"),
+      [](const Counts& c) { return c.load_sectors + c.store_sectors; }, table_memory);
   for (const LaunchReport::Range& range : report.reads) {
     out << "  read of " << range.name << ": " << range.requested << " bytes, distinct "
         << range.distinct << " of " << range.bytes << '\n';

@@ -71,6 +71,11 @@ struct InstrCounts {
   int64_t load_requests = 0, load_requests_16 = 0;
 };
 
+// What the instructions of a source line touched of global memory.
+struct Touched {
+  SectorSet read, written;
+};
+
 struct Launch {
   const Kernel* kernel = nullptr;
   const Config* config = nullptr;
@@ -80,6 +85,7 @@ struct Launch {
   int64_t shared_bytes = 0;  // static and dynamic
   std::vector<uint8_t> params;
   std::vector<InstrCounts> counts;  // per instruction
+  std::vector<Touched> touched;     // per line of the kernel
   std::vector<Range*> recent;       // per instruction: the range of its last access
   int64_t executed = 0;
   bool aborted = false;  // trap, deadlock, endless

@@ -24,6 +24,7 @@ from mmq.plan import Plan, plan
 from mmq.recipe import parse_recipe
 from mmq.stored import account
 from mmq_evals.calibration import calibration_samples
+from mmq_evals.divergence import ReferenceModel
 from mmq_evals.run import Prepared, evaluate_prepared
 from mmq_evals.study.memo import Bounded, RememberingProcessor, remembering, size_of
 from mmq_evals.study.runs import Run, load_model, prepare_tasks
@@ -33,6 +34,8 @@ PARTS_NAME: Final = "parts"
 ROWS_NAME: Final = "rows"
 # Components whose outputs runs share: the language model comes last and is computed every time.
 _REMEMBERED: Final[tuple[Component, ...]] = ("vision", "connector")
+# Columns of measures of agreement with long names.
+_SHORT: Final = {"logit KL": "kl", "logit KL, 99th percentile over tokens": "kl_p99"}
 
 
 @dataclass(eq=False)
@@ -46,6 +49,7 @@ class _Subject:
     samples: dict[tuple[int, int], list[Any]] = field(default_factory=dict)
     towers: Bounded[Any] = field(default_factory=Bounded)
     inputs: Bounded[Any] = field(default_factory=Bounded)
+    reference: ReferenceModel | None = None
 
 
 class Bench:
@@ -67,6 +71,7 @@ class Bench:
         parts = self._parts_of(subject, decided, run)
         quantized = time.monotonic()
         folder = self._folder / ROWS_NAME / run.run_id
+        dense = None if reference is None else self._reference(subject, run.tasks)
         with _in_place(subject, parts, run.parts):
             sizes = account(subject.model)
             result = evaluate_prepared(
@@ -76,6 +81,7 @@ class Bench:
                 out_dir=folder,
                 seed=self._study["seed"],
                 reference=reference,
+                reference_model=dense,
             )
         records = [record for part in parts for record in part.records]
         notes = sorted({note for part in parts for record in part.records for note in record.notes})
@@ -104,6 +110,15 @@ class Bench:
                 self._study, tasks, subject.model, subject.processor
             )
         return subject.prepared[tasks]
+
+    def _reference(self, subject: _Subject, tasks: tuple[str, ...]) -> ReferenceModel | None:
+        """A dense model beside the one that parts are put into, and its logits for all runs."""
+        asks = (task.asking([]) for task in self._prepared(subject, tasks).tasks.values())
+        if not self._study["logits"] or all(asking is None for asking in asks):
+            return None
+        if subject.reference is None:
+            subject.reference = ReferenceModel(load_model(subject.name)[0])
+        return subject.reference
 
     def _samples(self, subject: _Subject, count: int, seed: int) -> list[Any]:
         if (count, seed) not in subject.samples:
@@ -168,7 +183,7 @@ def _mean_error(records: Sequence[Any]) -> float | None:
 
 def scores_of(result: Mapping[str, Any]) -> dict[str, float]:
     """The columns of one evaluation: scores with intervals, and what is paired with the reference.
-    Scores are in [0, 1], CIDEr in [0, 10]."""
+    Scores are in [0, 1], CIDEr in [0, 10], KL in nats."""
     columns: dict[str, float] = {}
     for task, entry in result["tasks"].items():
         for metric, score in entry["scores"].items():
@@ -185,6 +200,9 @@ def scores_of(result: Mapping[str, Any]) -> dict[str, float]:
             )
             columns[f"p.{name}"] = change["p_value"]
         for key, found in against.get("agreement", {}).items():
-            name = key.replace(" ", "_").replace("'", "")
-            columns[f"agreement.{task}.{name}"] = found["value"]
+            short = _SHORT.get(key, key.replace(" ", "_").replace("'", ""))
+            name = f"{task}.{short}"
+            columns[f"agreement.{name}"] = found["value"]
+            columns[f"agreement_low.{name}"] = found["low"]
+            columns[f"agreement_high.{name}"] = found["high"]
     return columns

@@ -94,7 +94,8 @@ class Grid(Strict):
 
 
 class Study(Strict):
-    """A whole file; see the module's head. ``seed`` is that of the bootstrap."""
+    """A whole file; see the module's head. ``seed`` is that of the bootstrap. ``logits``: whether
+    those of full precision are compared, for which a second, dense model is held."""
 
     name: str
     models: tuple[str, ...] = ()
@@ -104,6 +105,7 @@ class Study(Strict):
     limits: Annotated[int, Field(ge=1)] | dict[str, Annotated[int, Field(ge=1)]] | None = None
     batch_size: Annotated[int, Field(ge=1)] = 32
     seed: Annotated[int, Field(ge=0)] = 0
+    logits: bool = True
     recipe: dict[str, Any] = Field(default_factory=dict)
     methods: dict[Method, LayerSettings] = Field(default_factory=dict)
     grids: Annotated[tuple[Grid, ...], Field(min_length=1)]
