@@ -184,12 +184,23 @@ def test_random_kills(tmp_path: Path) -> None:
     assert any(row["at_work"] for row in found)
 
 
-def test_the_command_is_killed_and_goes_on_with_workers(tmp_path: Path) -> None:
-    command = ["eval", "tiny-llava", "--tasks", "vqa", "--limit", "64", "--batch-size", "4"]
-    assert main([*command, "--out", str(tmp_path / "full")]) == 0
+COMMAND = ["eval", "tiny-llava", "--tasks", "vqa", "--limit", "64", "--batch-size", "4"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The files of one process's run of the command."""
+    out = tmp_path_factory.mktemp("command") / "full"
+    assert main([*COMMAND, "--out", str(out)]) == 0
+    return files_of(out)
+
+
+def test_the_command_is_killed_and_goes_on_with_workers(
+    undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
     out = tmp_path / "killed"
     process = subprocess.Popen(
-        [sys.executable, "-m", "mmq.cli", *command, "--out", str(out)], stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "mmq.cli", *COMMAND, "--out", str(out)], stderr=subprocess.DEVNULL
     )
     part = out / "vqa.0-of-1.jsonl.part"
     while process.poll() is None and not (part.exists() and part.stat().st_size):
@@ -197,5 +208,32 @@ def test_the_command_is_killed_and_goes_on_with_workers(tmp_path: Path) -> None:
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (out / "result.json").exists()
-    assert main([*command, "--out", str(out), "--workers", "2"]) == 0
-    assert files_of(out) == files_of(tmp_path / "full")
+    assert main([*COMMAND, "--out", str(out), "--workers", "2"]) == 0
+    assert files_of(out) == undisturbed
+
+
+LAUNCHERS = {
+    "torch": ["torch.distributed.run", "--nproc-per-node", "2"],
+    # Its own option for a CPU alone starts one process.
+    "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"],
+}
+
+
+@pytest.mark.parametrize("package", LAUNCHERS)
+def test_launchers_divide_the_command(
+    undisturbed: dict[str, Any], package: str, tmp_path: Path
+) -> None:
+    """torchrun and ``accelerate launch`` start two processes; the first one scores."""
+    pytest.importorskip(package, reason=f"{package} is not installed")
+    launcher = [sys.executable, "-m", *LAUNCHERS[package], "--module", "mmq.cli"]
+    out = tmp_path / "out"
+    done = subprocess.run(
+        [*launcher, *COMMAND, "--out", str(out)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "shard 1 of 2 is done" in done.stdout
+    assert done.stdout.count("Scores times 100") == 1
+    assert files_of(out) == undisturbed

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mmq_evals import score
 from mmq_evals.errors import EvalError
 from mmq_evals.metrics import cider, java, meteor, spice
 from mmq_evals.metrics.java import meteor_from_statistics
@@ -70,15 +71,24 @@ def test_meteor_of_statistics_is_the_programs(monkeypatch: pytest.MonkeyPatch) -
     hyps["house"] = "dogs of the large house run in the park quickly"
     refs |= {"large": ["a large dog"], "person": ["a person rides a horse"]}
     refs["house"] = ["the big dogs of the house are running quickly in a park"]
-    weights = java._METEOR_WEIGHTS
-    for ids in (["0", "1", "same"], ["none", "empty"], list(hyps)):
-        theirs = meteor({key: refs[key] for key in ids}, {key: hyps[key] for key in ids})
-        statistics, values = np.array(theirs.statistics), list(theirs.per_image.values())
-        np.testing.assert_allclose(meteor_from_statistics(statistics), values, rtol=0, atol=1e-12)
-        corpus = float(meteor_from_statistics(statistics.sum(axis=0)))
-        assert corpus == pytest.approx(theirs.corpus, abs=1e-12)
+    theirs = meteor(refs, hyps)
+    statistics, values = np.array(theirs.statistics), list(theirs.per_image.values())
+    np.testing.assert_allclose(meteor_from_statistics(statistics), values, rtol=0, atol=1e-12)
+    corpus = float(meteor_from_statistics(statistics.sum(axis=0)))
+    assert corpus == pytest.approx(theirs.corpus, abs=1e-12)
+    # Of a part of the images, from sums of the statistics that the whole corpus gave.
+    part = ["0", "1", "same", "none", "empty"]
+    chosen = statistics[[list(hyps).index(key) for key in part]]
+    smaller = meteor({key: refs[key] for key in part}, {key: hyps[key] for key in part})
+    corpus = float(meteor_from_statistics(chosen.sum(axis=0)))
+    assert corpus == pytest.approx(smaller.corpus, abs=1e-12)
+    assert values[list(hyps).index("none")] == values[list(hyps).index("empty")] == 0.0
+    # The report's interval; starting the program takes seconds, so its answer is given.
+    monkeypatch.setitem(score._BY_IMAGE, "meteor", lambda *_, **__: theirs)
     found = score_captions(refs, hyps, metrics=["meteor"])["scores"]["meteor"]
     assert found["low"] < found["value"] < found["high"]
+    assert found["value"] == pytest.approx(theirs.corpus, abs=1e-12)
+    weights = java._METEOR_WEIGHTS
     # A fifth more of weight on exact matches, synonyms or paraphrases would be noticed. (The
     # program has found no stems, even of words such as "walks" and "walking".)
     for kind in (0, 2, 3):
@@ -196,9 +206,9 @@ def test_without_java_or_package_the_message_says_what_to_install(
     with pytest.raises(EvalError, match=r"expected the program java on the PATH"):
         meteor(REFS, HYPS)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    for score in (meteor, spice):
+    for metric in (meteor, spice):
         with pytest.raises(EvalError, match=r"install mmq\[java\]|program java"):
-            score(REFS, HYPS)
+            metric(REFS, HYPS)
     with pytest.raises(EvalError, match=r"install mmq\[java\]"):
         cider(REFS, HYPS, tokenizer="ptb")
 
