@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # The CUDA library: which sources, how nvcc compiles them, and the two shared libraries that ship.
 #
-#   libmmq_cuda.so     every kernel, machine code per architecture + PTX; the C ABI of launchers.h
+#   libmmq_cuda.so     every kernel, machine code per architecture and the PTX that it was made of;
+#                      the C ABI of launchers.h
 #   libmmq_cudart.so   NVIDIA's static CUDA runtime behind exported jumps (cudart.cmake), so that no
 #                      NVIDIA library but the driver is needed, and so that tests can put the PTX
 #                      interpreter, which has the same soname, in its place
@@ -11,7 +12,7 @@
 
 set(MMQ_CUDA auto CACHE STRING "CUDA kernels: auto (if nvcc is found), on, off")
 set(MMQ_CUDA_ARCHS "80;86;89;90;100;120" CACHE STRING
-    "Compute capabilities with machine code; PTX is added for the lowest, and for the highest from 100")
+    "Compute capabilities with machine code; the PTX that it is made of is added")
 set_property(CACHE MMQ_CUDA PROPERTY STRINGS auto on off)
 
 string(TOLOWER "${MMQ_CUDA}" mmq_cuda_choice)
@@ -47,25 +48,30 @@ if(NOT MMQ_CUDART_STATIC)
   message(FATAL_ERROR "MMQ_CUDA: expected libcudart_static.a in ${CMAKE_MATCH_1}, found none")
 endif()
 
-# Machine code for each architecture. PTX of the lowest runs on every later one; the compiler has
-# another back end from 100 on, so such a build carries (and tests) that PTX as well.
+# PTX of three families: the sources differ between them (__CUDA_ARCH__), and from 100 on the
+# compiler has another back end. Within a family nvcc writes the same PTX, so ptxas makes the machine
+# code of each architecture from its family's, and the library carries that text too: every kernel
+# that ships was assembled from a text that the tests run.
+set(mmq_families 80 90 100)
 string(REPLACE "," ";" mmq_archs "${MMQ_CUDA_ARCHS}")
 list(SORT mmq_archs COMPARE NATURAL)
 set(gencode "")
+set(ptx_archs "")
 foreach(arch IN LISTS mmq_archs)
   if(NOT arch MATCHES "^[0-9]+$" OR arch LESS 80)
     message(FATAL_ERROR "MMQ_CUDA_ARCHS: expected numbers from 80, such as 80;90, got '${arch}'")
   endif()
-  list(APPEND gencode -gencode arch=compute_${arch},code=sm_${arch})
+  foreach(first IN LISTS mmq_families)
+    if(first LESS_EQUAL arch)
+      set(family ${first})
+    endif()
+  endforeach()
+  list(APPEND gencode -gencode arch=compute_${family},code=sm_${arch})
+  list(APPEND ptx_archs ${family})
 endforeach()
-list(GET mmq_archs 0 lowest)
-list(GET mmq_archs -1 highest)
-set(ptx_archs ${lowest})
-if(highest GREATER_EQUAL 100 AND lowest LESS 100)
-  list(APPEND ptx_archs ${highest})
-endif()
-foreach(arch IN LISTS ptx_archs)
-  list(APPEND gencode -gencode arch=compute_${arch},code=compute_${arch})
+list(REMOVE_DUPLICATES ptx_archs)
+foreach(family IN LISTS ptx_archs)
+  list(APPEND gencode -gencode arch=compute_${family},code=compute_${family})
 endforeach()
 list(JOIN mmq_archs " " architectures)
 list(TRANSFORM ptx_archs PREPEND " +ptx" OUTPUT_VARIABLE ptx_names)

@@ -51,7 +51,7 @@ def cuda_library_path() -> str:
 def cuda_status() -> dict[str, str | int]:
     """What the CUDA library holds and what this machine has; opens the library.
 
-    Keys: path, architectures ("80 86 ... +ptx120"), devices (how many), problem (empty if the
+    Keys: path, architectures ("80 86 ... +ptx100"), devices (how many), problem (empty if the
     current device can run the kernels, else what is wrong and what to do), and with a device its
     capability (80 for 8.0). Raises RuntimeError where there is no library, saying how to build it.
     """

@@ -44,7 +44,8 @@ def choice(op: str, name: str, value: str, table: dict[str, int]) -> int:
 
 def check_bits(op: str, bits: int) -> None:
     """Refuses a width outside 2..8."""
-    require(2 <= bits <= 8, op, "bits from 2 to 8", bits)
+    if not 2 <= bits <= 8:
+        require(False, op, "bits from 2 to 8", bits)
 
 
 def row_words(cols: int, bits: int) -> int:

@@ -21,7 +21,7 @@ class CudaDevice:
 
     def serves(self, tensor: Tensor) -> bool:
         """Whether ``tensor`` (real or fake) is one of CUDA's, in its layouts."""
-        return tensor.device.type == "cuda"
+        return tensor.is_cuda
 
     def stream(self, tensor: Tensor) -> int:
         """The current stream of the tensor's device, as a cudaStream_t."""

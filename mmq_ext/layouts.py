@@ -17,6 +17,7 @@ from mmq_ext.checks import check, require
 
 TILE_ROWS: Final = 8  # CPU: output rows that are interleaved
 BLOCK_COLS: Final = 32  # CPU: in-features of a block; a block of width b takes 32 * b bytes
+_AFFINE_DTYPES: Final = (torch.float32, torch.float16, torch.bfloat16)
 CUDA_BLOCK: Final = 64  # CUDA: out-features and in-features of a block
 
 
@@ -88,12 +89,11 @@ def cpu_affine_kind(affine: Tensor, n: int, groups: int) -> int:
 
 def check_cpu_affine(op: str, affine: Tensor, n: int, groups: int) -> None:
     """Refuses what :func:`cpu_affine` cannot have made of [n, groups] scales."""
-    dtype = affine.dtype
+    dtype, size = affine.dtype, affine_floats(n, groups)
+    if affine.shape == (size,) and dtype in _AFFINE_DTYPES:
+        return
     _check_affine_dtype(op, dtype)
-    size = affine_floats(n, groups)
-    if dtype != torch.float32 and affine.numel() != size:
-        size //= 2
-    check(op, "affine", affine, dtype, size)
+    check(op, "affine", affine, dtype, size if dtype == torch.float32 else size // 2)
 
 
 def cuda_affine(scales: Tensor, zeros: Tensor | None, bits: int, float_zero: bool) -> Tensor:
@@ -123,8 +123,8 @@ def cuda_affine_kind(affine: Tensor) -> int:
 
 
 def _check_affine_dtype(op: str, dtype: torch.dtype) -> None:
-    known = dtype in (torch.float32, torch.float16, torch.bfloat16)
-    require(known, op, "affine of float32, float16 or bfloat16", dtype)
+    if dtype not in _AFFINE_DTYPES:
+        require(False, op, "affine of float32, float16 or bfloat16", dtype)
 
 
 def check_cuda_affine(op: str, affine: Tensor, n: int, groups: int) -> None:

@@ -9,8 +9,17 @@ import torch
 from torch import Tensor
 
 from mmq_ext import _C
-from mmq_ext.checks import check, check_bits, choice, group_count, register, require, row_words
+from mmq_ext.checks import (
+    check,
+    check_bits,
+    choice,
+    group_count,
+    register,
+    require,
+    row_words,
+)
 from mmq_ext.device import check_one_device, on_cuda
+from mmq_ext.dispatcher import needs_dispatcher
 from mmq_ext.layouts import (
     check_cpu_affine,
     check_cuda_affine,
@@ -21,6 +30,7 @@ from mmq_ext.layouts import (
     cuda_unaffine,
     tiles_bytes,
 )
+from mmq_ext.memory import empty_bytes
 
 GEMM_MODES: Final = {"exact": 0, "int8": 1}
 # The numbers that the kernels know the types of scales by.
@@ -82,16 +92,19 @@ register("unpack(Tensor words, int bits, int cols) -> Tensor", _unpack_cpu, unpa
 # --- repack -----------------------------------------------------------------------------------
 
 
-def repack_out(qweight: Tensor, bits: int, k: int) -> Tensor:
+def _repack_size(qweight: Tensor, bits: int, k: int) -> int:
     check_bits("repack", bits)
     require(k >= 0, "repack", "k of 0 or more", k)
     check("repack", "qweight", qweight, torch.int32, None, row_words(k, bits))
-    size = tiles_bytes(qweight.shape[0], k, bits, cuda=on_cuda(qweight))
-    return qweight.new_empty((size,), dtype=torch.uint8)
+    return tiles_bytes(qweight.shape[0], k, bits, cuda=on_cuda(qweight))
+
+
+def repack_out(qweight: Tensor, bits: int, k: int) -> Tensor:
+    return qweight.new_empty((_repack_size(qweight, bits, k),), dtype=torch.uint8)
 
 
 def _repack_cpu(qweight: Tensor, bits: int, k: int) -> Tensor:
-    tiles = repack_out(qweight, bits, k)
+    tiles = empty_bytes(_repack_size(qweight, bits, k))
     qweight = qweight.contiguous()
     _C.repack(qweight.data_ptr(), qweight.shape[0], k, bits, tiles.data_ptr())
     return tiles
@@ -198,33 +211,34 @@ def packed_gemm_out(
     group_size: int,
     mode: str,
 ) -> Tensor:
+    # These checks run at every call of the kernel: what is right costs one comparison.
     op = "packed_gemm"
     check_bits(op, bits)
     dtype = x.dtype
-    known = dtype in (torch.float32, torch.float16, torch.bfloat16)
-    require(known, op, "x of float32, float16 or bfloat16", dtype)
+    if dtype not in SCALES:
+        require(False, op, "x of float32, float16 or bfloat16", dtype)
     cuda = on_cuda(x)
     if cuda:
         _check_cuda_gemm(x, mode)
-    if x.dim() != 2:
-        require(False, op, "x of shape [m, k]", list(x.shape))
-    k = x.shape[1]
-    require(group_size > 0, op, "a positive group size", group_size)
+    shape = x.shape
+    if len(shape) != 2:
+        require(False, op, "x of shape [m, k]", list(shape))
+    m, k = shape
+    if group_size <= 0:
+        require(False, op, "a positive group size", group_size)
     choice(op, "mode", mode, GEMM_MODES)
-    require(n >= 0, op, "n of 0 or more", n)
+    if n < 0:
+        require(False, op, "n of 0 or more", n)
     check(op, "tiles", tiles, torch.uint8, tiles_bytes(n, k, bits, cuda=cuda))
-    groups = group_count(k, group_size)
-    if cuda:
-        check_cuda_affine(op, affine, n, groups)
-    else:
-        check_cpu_affine(op, affine, n, groups)
+    check_affine = check_cuda_affine if cuda else check_cpu_affine
+    check_affine(op, affine, n, group_count(k, group_size))
     if bias is not None:
         check(op, "bias", bias, bias.dtype, n)
     if perm is not None:
         check(op, "perm", perm, torch.int32, k)
     if in_scale is not None:
         check(op, "in_scale", in_scale, in_scale.dtype, k)
-    return x.new_empty((x.shape[0], n))
+    return x.new_empty(m, n)
 
 
 def _packed_gemm_cpu(
@@ -241,9 +255,11 @@ def _packed_gemm_cpu(
 ) -> Tensor:
     y = packed_gemm_out(x, tiles, affine, bias, perm, in_scale, n, bits, group_size, mode)
     dtype = x.dtype
+    m, k = x.shape
     tiles, affine = tiles.contiguous(), affine.contiguous()
+    out = y
     if dtype != torch.float32:
-        x, y = x.float(), y.new_empty(y.shape, dtype=torch.float32)
+        x, out = x.float(), y.new_empty((m, n), dtype=torch.float32)
     if in_scale is not None:
         x = x / in_scale.float()
     if perm is not None:
@@ -256,17 +272,17 @@ def _packed_gemm_cpu(
         tiles.data_ptr(),
         affine.data_ptr(),
         0 if bias is None else bias.data_ptr(),
-        y.data_ptr(),
-        x.shape[0],
+        out.data_ptr(),
+        m,
         n,
-        x.shape[1],
+        k,
         group_size,
         bits,
         GEMM_MODES[mode],
-        cpu_affine_kind(affine, n, group_count(x.shape[1], group_size)),
+        cpu_affine_kind(affine, n, group_count(k, group_size)),
         SCALES[affine.dtype],
     )
-    return y if dtype == torch.float32 else y.to(dtype)
+    return out if dtype == torch.float32 else y.copy_(out)
 
 
 def packed_gemm(
@@ -300,9 +316,10 @@ def packed_gemm(
     Returns [m, n]. Raises ValueError for any dtype or shape that does not fit, and on CUDA for
     groups that its kernel does not have, with what to do instead.
     """
-    return torch.ops.mmq.packed_gemm.default(  # type: ignore[no-any-return]
-        x, tiles, affine, bias, perm, in_scale, n, bits, group_size, mode
-    )
+    call = _packed_gemm_cpu
+    if on_cuda(x) or needs_dispatcher(x, tiles, affine, bias, perm, in_scale):
+        call = torch.ops.mmq.packed_gemm.default
+    return call(x, tiles, affine, bias, perm, in_scale, n, bits, group_size, mode)
 
 
 register(

@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from simulator import Simulator, available
 from torch import Tensor
@@ -85,10 +86,13 @@ class SimulatedCuda(CudaDevice):
 
 
 class BorrowedGpu(CudaDevice):
-    """A real device whose layouts CPU tensors have too."""
+    """A real device whose layouts CPU tensors have too; they ask the current one."""
 
     def serves(self, tensor: Tensor) -> bool:
         return tensor.device.type in ("cpu", "cuda")
+
+    def current(self, tensor: Tensor) -> AbstractContextManager[Any]:
+        return super().current(tensor) if tensor.device.type == "cuda" else nullcontext()
 
 
 @contextmanager
@@ -139,7 +143,12 @@ def on_gpu() -> bool:
 
 
 @contextmanager
-def cuda_kernels() -> Iterator[None]:
-    """The operators on a real device where the tests were started for one, else simulated."""
-    with borrowed_gpu() if on_gpu() else simulated_cuda():
+def cuda_kernels(**settings: object) -> Iterator[None]:
+    """The operators on a real device where the tests were started for one, else simulated with
+    ``settings``."""
+    with borrowed_gpu() if on_gpu() else simulated_cuda(**settings):
         yield
+
+
+needs_kernels = pytest.mark.skipif(bool(missing()), reason=missing() or "it runs")
+asks_interpreter = pytest.mark.skipif(on_gpu(), reason="asks the interpreter")

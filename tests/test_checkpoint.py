@@ -274,6 +274,8 @@ def test_truncated_and_corrupted_files(saved: Any, tmp_path: Path) -> None:
     flipped[-7] ^= 1
     path.write_bytes(flipped)
     refused(folder, "expected the recorded SHA-256")
+    path.write_bytes(bytes(8) + data[8:])  # A header that cannot be read is a changed file first.
+    refused(folder, "expected the recorded SHA-256")
     (folder / "checksums.json").unlink()
     path.write_bytes(data[: len(data) // 2])
     refused(folder, "expected a safetensors file")
@@ -380,12 +382,24 @@ def test_mislabelled_files(saved: Any, tmp_path: Path) -> None:
         ("config.json", ("quantization_config", "modules", LINEAR, "zero"), "x", "that mmq writes"),
         ("generation_config.json", ("pad_token_id",), "x", "expected a LlavaForConditional"),
         ("manifest.json", ("manifest_version",), 9, "expected manifest version 1, got 9"),
-        ("manifest.json", ("linears",), [{}], "manifest.json: expected the keys"),
+        (
+            "manifest.json",
+            ("linears",),
+            [{}],
+            r"linears\[0\]: expected the keys path",
+        ),
+        ("manifest.json", ("linears",), {}, "manifest.json: linears: expected list, got {}"),
+        ("manifest.json", ("linears", 1, "bits"), "4", r"linears\[1\].bits: expected int, got '4'"),
+        ("manifest.json", ("linears", 0, "perm"), 1, "perm: expected bool, got 1"),
+        ("manifest.json", ("linears", 0, "alpha"), [], r"alpha: expected float, got \[\]"),
+        ("manifest.json", ("components", "vision", "packed"), None, "vision.packed: expected int"),
+        ("manifest.json", ("surprise",), 1, r"missing or unknown: \['surprise'\]"),
+        ("manifest.json", ("seconds",), True, "seconds: expected float, got True"),
         ("checksums.json", ("model.safetensors",), None, "expected bytes and sha256"),
     ],
 )
 def test_json_of_the_wrong_kind(
-    saved: Any, tmp_path: Path, file: str, keys: tuple[str, ...], value: Any, message: str
+    saved: Any, tmp_path: Path, file: str, keys: tuple[str | int, ...], value: Any, message: str
 ) -> None:
     folder = copy_folder(saved["llava"][1], tmp_path / "a")
     data = part = json.loads((folder / file).read_text())

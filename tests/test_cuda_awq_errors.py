@@ -9,12 +9,12 @@ import pytest
 import torch
 from budgets import assert_memory, budget
 from compare import assert_within
-from simulated import missing, simulated_cuda
+from simulated import asks_interpreter, cuda_kernels, needs_kernels, simulated_cuda
 from test_awq_errors import problem
 
 from mmq_ext import ops, reference
 
-pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "it runs")
+pytestmark = needs_kernels
 GRID = {"bits": 4, "group_size": 16}
 
 
@@ -24,7 +24,7 @@ GRID = {"bits": 4, "group_size": 16}
 def test_around_the_tiles(n, tokens, k):
     inputs = problem(n, k, tokens, count=2)
     want, bound = reference.awq_errors(*inputs, **GRID)
-    with simulated_cuda():
+    with cuda_kernels():
         got = ops.awq_errors(*inputs, **GRID)
     assert_within(got, want, bound)
 
@@ -33,7 +33,7 @@ def test_longer_than_one_chain():
     """Sums of more than 256 columns are added in two levels."""
     inputs = problem(3, 530, 4, count=1)
     want, bound = reference.awq_errors(*inputs, **GRID)
-    with simulated_cuda():
+    with cuda_kernels():
         got = ops.awq_errors(*inputs, **GRID)
     assert_within(got, want, bound)
 
@@ -42,7 +42,7 @@ def test_any_order_gives_the_same_bits():
     inputs = problem(130, 20, 300, count=2)
     results = []
     for resident_blocks, slice_ in ((1, 2000), (3, 100), (8, 333)):
-        with simulated_cuda(resident_blocks=resident_blocks, slice=slice_):
+        with cuda_kernels(resident_blocks=resident_blocks, slice=slice_):
             results.append(ops.awq_errors(*inputs, **GRID))
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
@@ -57,6 +57,7 @@ def test_no_intermediate_of_the_size_of_the_weight():
     assert size == count * n * (k // group_size) * 8 + count * (n // 64) * (rows // 256) * 8
 
 
+@asks_interpreter
 def test_counts():
     """Steady state: the difference of two lengths, for full tiles."""
     limits = budget("awq_errors")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from isas import needs_cuda
 from shapes import problem
-from simulated import cuda_kernels, on_gpu, simulated_cuda
+from simulated import BorrowedGpu, cuda_kernels, on_gpu, simulated_cuda
 
 import mmq_ext
 from mmq.device import check_cuda, check_kernels, device_of, find_device
@@ -22,7 +22,7 @@ from mmq.quantize import quantize
 from mmq.recipe import Recipe
 from mmq.spec import QuantSpec
 from mmq_ext import _C, cuda_ops, ops
-from mmq_ext.device import check_one_device
+from mmq_ext.device import ask, check_one_device, on_cuda, use_device
 
 # Calls that need the library, then proves that the process still multiplies.
 TRY = """
@@ -235,6 +235,13 @@ def test_operators_name_a_tensor_on_another_device(isa):
         arguments = (x, tiles.to(x.device), elsewhere, None, None, None, 8, 4, 32, "exact")
         with pytest.raises(ValueError, match=r"packed_gemm: expected affine on .*, where x is"):
             cuda_ops._packed_gemm(*arguments)
+
+
+def test_a_borrowed_device_is_asked_for_cpu_tensors():
+    """As `mmq.quantize` asks whether the kernels run, before any tensor is there."""
+    with use_device(BorrowedGpu()):
+        assert on_cuda(torch.empty(0))
+        assert ask(torch.empty(0), lambda number: number + 1, 1) == 2
 
 
 def test_a_tensor_on_another_device_is_named():

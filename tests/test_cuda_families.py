@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PTX of every family that ships: from compute_100 on another back end of the compiler writes it.
+"""PTX of every family that ships, from which all machine code is assembled (cmake/cuda.cmake).
 
 The interpreter takes, as a driver does, the newest PTX that its capability can run. Every kernel
 runs from each family's PTX: integers and GPTQ's fp32 agree bit by bit, products within their bound.
@@ -20,7 +20,7 @@ from torch import Tensor
 import mmq_ext
 from mmq_ext import ops, reference
 
-SECOND = 120  # the capability whose PTX CI builds beside compute_80's
+FAMILIES = (80, 90, 100)
 
 pytestmark = [
     needs_cuda,
@@ -28,10 +28,10 @@ pytestmark = [
 ]
 
 
-def in_both_families(call: Callable[[], Tensor | tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
-    """The results from compute_80's PTX and from the second family's."""
+def in_every_family(call: Callable[[], Tensor | tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
+    """The results from the PTX of each family."""
     results = []
-    for capability in (80, SECOND):
+    for capability in FAMILIES:
         with simulated_cuda(capability=capability, sm_count=8) as simulator:
             found = call()
             assert simulator.launches()
@@ -39,17 +39,33 @@ def in_both_families(call: Callable[[], Tensor | tuple[Tensor, ...]]) -> list[tu
     return results
 
 
-def assert_equal_in_both(call: Callable[[], Tensor | tuple[Tensor, ...]]) -> None:
-    for first, second in zip(*in_both_families(call), strict=True):
-        assert torch.equal(first, second)
+def assert_equal_in_all(call: Callable[[], Tensor | tuple[Tensor, ...]]) -> None:
+    first, *others = in_every_family(call)
+    for other in others:
+        for a, b in zip(first, other, strict=True):
+            assert torch.equal(a, b)
 
 
-def test_both_families_are_built(isa: str) -> None:
+def test_the_ptx_of_all_machine_code_is_there(isa: str) -> None:
+    """Each architecture's family; where all six are built, these are all families."""
     with simulated_cuda():
-        found = re.findall(r"\+ptx(\d+)", str(mmq_ext.cuda_status()["architectures"]))
-    if found == ["80"]:
-        pytest.skip("built with PTX of compute_80 alone (MMQ_CUDA_ARCHS)")
-    assert found == ["80", str(SECOND)]
+        built = str(mmq_ext.cuda_status()["architectures"])
+    architectures = [int(word) for word in re.findall(r"(?<!\S)\d+", built)]
+    needed = {max(family for family in FAMILIES if family <= a) for a in architectures}
+    assert {int(word) for word in re.findall(r"\+ptx(\d+)", built)} == needed
+    if len(architectures) < 6:
+        pytest.skip(f"built for {built} (MMQ_CUDA_ARCHS)")
+    assert needed == set(FAMILIES)
+
+
+def test_families_differ(isa: str) -> None:
+    """Each capability is served its own text: the same product executes other instructions."""
+    counts = set()
+    for capability in FAMILIES:
+        with simulated_cuda(capability=capability, sm_count=8) as simulator:
+            problem(64, 70, 300, 64, 4).as_cuda(torch.float16).run("exact")
+            counts.add(simulator.launches()[-1]["total"]["instructions"])
+    assert len(counts) == len(FAMILIES)
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -64,7 +80,7 @@ def test_packing(isa: str, bits: int) -> None:
         assert torch.equal(ops.unpack(words, bits, 300), p.codes)
         return words, tiles
 
-    assert_equal_in_both(call)
+    assert_equal_in_all(call)
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -73,13 +89,13 @@ def test_packed_gemm(isa: str, bits: int, m: int) -> None:
     dtype = torch.bfloat16 if bits % 2 else torch.float16
     group_size = 48 if bits % 3 else 64
     p = problem(m, 70, 300, group_size, bits, bias=True, perm=True, in_scale=True).as_cuda(dtype)
-    for (y,) in in_both_families(lambda: p.run("exact")):
+    for (y,) in in_every_family(lambda: p.run("exact")):
         assert_within(y, p.reference("exact"), p.cuda_bound())
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_gptq_block(isa: str, bits: int) -> None:
-    assert_equal_in_both(lambda: ops.gptq_block(*gptq_problem(9, 64, bits=bits)))
+    assert_equal_in_all(lambda: ops.gptq_block(*gptq_problem(9, 64, bits=bits)))
 
 
 @pytest.mark.parametrize("bits", [3, 4])
@@ -90,5 +106,5 @@ def test_awq_errors(isa: str, bits: int) -> None:
     factor = torch.randn(20, 96, generator=g)
     settings = {"bits": bits, "group_size": 32}
     want, bound = reference.awq_errors(w, candidates, factor, **settings)
-    for (found,) in in_both_families(lambda: ops.awq_errors(w, candidates, factor, **settings)):
+    for (found,) in in_every_family(lambda: ops.awq_errors(w, candidates, factor, **settings)):
         assert_within(found, want, bound)

@@ -4,11 +4,11 @@
 import pytest
 import torch
 from budgets import assert_memory, budget
-from simulated import missing, simulated_cuda
+from simulated import asks_interpreter, cuda_kernels, needs_kernels, simulated_cuda
 
 from mmq_ext import ops
 
-pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "it runs")
+pytestmark = needs_kernels
 COLS = (1, 31, 32, 33, 100, 255, 256, 257, 1408)
 
 
@@ -23,13 +23,14 @@ def test_there_and_back(bits, cols):
     for rows in (1, 7):
         codes = codes_of(rows, cols, bits)
         want = ops.pack(codes, bits)
-        with simulated_cuda():
+        with cuda_kernels():
             words = ops.pack(codes, bits)
             back = ops.unpack(want, bits, cols)
         assert torch.equal(words, want)
         assert torch.equal(back, codes)
 
 
+@asks_interpreter
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_counts(bits):
     codes = codes_of(4, 512, bits)

@@ -16,11 +16,9 @@ from budgets import budget, factor
 from compare import assert_within
 from places import Place
 from shapes import BITS, Problem, problem
-from simulated import missing, on_gpu, simulated_cuda
+from simulated import asks_interpreter, cuda_kernels, needs_kernels, simulated_cuda
 
-pytestmark = pytest.mark.skipif(
-    bool(missing()) or on_gpu(), reason=missing() or "asks the interpreter"
-)
+pytestmark = needs_kernels
 
 HALVES = (torch.float16, torch.bfloat16)
 # Each on both sides of a limit: 8 rows of the small path, tiles of 16 and 64 rows; a lane's 8
@@ -89,7 +87,7 @@ def test_pairs_of_all_parameters(seed):
     """On 4 multiprocessors, so that blocks share columns; tensor cores round in turn to nearest and
     towards zero."""
     p = made(ROWS[seed], seed)
-    with simulated_cuda(sm_count=4, mma_truncate=seed % 2 == 1):
+    with cuda_kernels(sm_count=4, mma_truncate=seed % 2 == 1):
         y = p.run("exact")
     assert y.dtype == p.x.dtype
     assert_within(y, p.reference("exact"), p.cuda_bound(), str(ROWS[seed]))
@@ -108,7 +106,7 @@ def test_any_order_of_execution(m, sm_count):
     p = shared_column_problem(m)
     results = []
     for settings in ({}, {"resident_blocks": 1, "slice": 50}, {"resident_blocks": 5, "slice": 7}):
-        with simulated_cuda(sm_count=sm_count, **settings):
+        with cuda_kernels(sm_count=sm_count, **settings):
             results.append(p.run("exact"))
     assert_within(results[0], p.reference("exact"), p.cuda_bound())
     for result in results[1:]:
@@ -120,9 +118,20 @@ def test_rounding_of_the_tensor_cores_is_within_the_bound(m):
     p = shared_column_problem(m)
     results = []
     for truncate in (False, True):
-        with simulated_cuda(sm_count=3, mma_truncate=truncate):
+        with cuda_kernels(sm_count=3, mma_truncate=truncate):
             results.append(p.run("exact"))
         assert_within(results[-1], p.reference("exact"), p.cuda_bound())
+
+
+@asks_interpreter
+@pytest.mark.parametrize("capability", [80, 86, 89, 90, 100, 120])
+def test_shared_memory_of_every_architecture(capability):
+    """Every width's stages fit: on 8.6, 8.9 and 12.0 a block has 99 KiB."""
+    for bits, m in itertools.product(BITS, (8, 64)):
+        p = problem(m, 64, 2048 if m == 8 else 128, 128, bits).as_cuda()
+        with simulated_cuda(capability=capability):
+            y = p.run("exact")
+        assert_within(y, p.reference("exact"), p.cuda_bound(), f"{bits} bits")
 
 
 @pytest.mark.parametrize("m", [1, 16, 64])
@@ -131,7 +140,7 @@ def test_one_wrong_code_is_noticed(m):
     p = shared_column_problem(m)
     wrong = problem(m, 300, 2112, 64, 4, seed=m, bias=True).as_cuda()
     wrong.codes[299, -1] ^= 8
-    with simulated_cuda(sm_count=3):
+    with cuda_kernels(sm_count=3):
         y = wrong.run("exact")
     with pytest.raises(AssertionError, match="elements are out of bounds"):
         assert_within(y, p.reference("exact"), p.cuda_bound())
@@ -166,6 +175,7 @@ def steady(launches: list[dict[str, Any]], count: str) -> float:
     return (long["total"][count] - short["total"][count]) / (mma_count(long) - mma_count(short))
 
 
+@asks_interpreter
 @pytest.mark.parametrize("zeros", [False, True])
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("bits", BITS)
@@ -200,6 +210,7 @@ def test_counts(m, bits, dtype, zeros):
         assert total["load_requests_16_bytes"] == total["load_requests"]
 
 
+@asks_interpreter
 def test_four_bits_meet_the_targets():
     """The targets that the budgets of the other widths were derived from."""
     targets = ((16, 11.9, 2.27), (64, 4.21, 1.0))

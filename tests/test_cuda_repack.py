@@ -10,13 +10,11 @@ import numpy as np
 import pytest
 import torch
 from budgets import budget, factor
-from simulated import missing, on_gpu, simulated_cuda
+from simulated import asks_interpreter, cuda_kernels, needs_kernels, simulated_cuda
 
 from mmq_ext import ops
 
-pytestmark = pytest.mark.skipif(
-    bool(missing()) or on_gpu(), reason=missing() or "asks the interpreter"
-)
+pytestmark = needs_kernels
 BITS = range(2, 9)
 LANE = np.arange(32)
 G, T = LANE // 4, LANE % 4
@@ -80,7 +78,7 @@ def fragment_order(codes: torch.Tensor, bits: int) -> np.ndarray:
 def test_fragment_order_bit_by_bit_and_back(bits, n, k):
     codes = codes_of(n, k, bits)
     words = ops.pack(codes, bits)
-    with simulated_cuda():
+    with cuda_kernels():
         tiles = ops.repack(words, bits, k)
         back = ops.unrepack(tiles, bits, n, k)
     assert np.array_equal(tiles.numpy().view(np.uint32), fragment_order(codes, bits))
@@ -93,7 +91,7 @@ def test_every_bit_has_one_place(bits):
     seen = torch.zeros(64 * 64 * bits // 8, dtype=torch.uint8)
     for bit in range(bits):
         codes = torch.full((64, 64), 1 << bit, dtype=torch.uint8)
-        with simulated_cuda():
+        with cuda_kernels():
             tiles = ops.repack(ops.pack(codes, bits), bits, 64)
         assert not (seen & tiles).any()
         seen |= tiles
@@ -104,11 +102,12 @@ def test_a_wrong_place_is_noticed():
     """The comparison can fail: steps in the place of registers."""
     codes = codes_of(64, 64, 4)
     swapped = codes.view(64, 4, 2, 8).transpose(1, 2).reshape(64, 64)
-    with simulated_cuda():
+    with cuda_kernels():
         tiles = ops.repack(ops.pack(swapped, 4), 4, 64)
     assert not np.array_equal(tiles.numpy().view(np.uint32), fragment_order(codes, 4))
 
 
+@asks_interpreter
 @pytest.mark.parametrize("bits", BITS)
 def test_counts(bits):
     """Done once per weight: only its stores are held to the ideal, and its loads to a budget."""

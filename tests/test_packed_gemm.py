@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """packed_gemm of every implementation, in both modes, against float64 within a stated bound."""
 
+import dataclasses
+import importlib
+
 import pytest
 import torch
 from compare import assert_within
 from isas import CUDA, KNOWN, cpu_isa, every_isa, param, running
 from shapes import BITS, GEMM_SHAPES, problem
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mmq_ext
-from mmq_ext import ops
+from mmq_ext import dispatcher, ops, packed_ops
 
 MODES = ("exact", "int8")
 # CUDA has no int8 mode; test_cuda_errors.py has the refusal.
@@ -98,7 +102,8 @@ def test_zero_kinds(isa, mode, m, kind):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_scales_of_16_bits_are_the_same_grid(isa, mode, dtype, symmetric):
-    """The minima that kernels make of zeros are exact, so no bit differs from stored minima."""
+    """The minima that kernels make of zeros are exact: in exact mode no bit differs from stored
+    minima. In int8 mode zeros are subtracted before the scale is multiplied, within the bound."""
     for m, n, k, group_size in ((1, 20, 140, 32), (5, 9, 96, 16), (14, 40, 70, 7)):
         p = problem(m, n, k, group_size, 5, seed=m)
         scales = p.scales.to(dtype)
@@ -111,7 +116,12 @@ def test_scales_of_16_bits_are_the_same_grid(isa, mode, dtype, symmetric):
         with mmq_ext.use_isa(isa):
             tiles, sizes = p.tiles(), {"n": n, "bits": 5, "group_size": group_size, "mode": mode}
             found, want = (ops.packed_gemm(p.x, tiles, a, **sizes) for a in (stored, widened))
-        assert torch.equal(found, want)
+        if mode == "exact":
+            assert torch.equal(found, want)
+            continue
+        same = dataclasses.replace(p, scales=scales.float(), minima=minima, zeros=None)
+        for y in (found, want):
+            assert_within(y, same.reference(mode), same.bound(mode, rounding_only=True))
 
 
 @every_kernel
@@ -262,6 +272,68 @@ def test_compiles_without_a_graph_break(isa, mode):
         torch.compiler.reset()
         compiled = torch.compile(linear, fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(compiled(p.x), linear(p.x), rtol=0, atol=0)
+
+
+class Seen(TorchDispatchMode):
+    """The names of the ops that torch sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_short_way_is_equal_and_torch_sees_what_it_has_to(monkeypatch):
+    p = problem(3, 9, 70, 32, 4, perm=True, in_scale=True, bias=True)
+    short = p.run("exact")
+    names = [p.extra[name] for name in ("bias", "perm", "in_scale")]
+    args = (p.x, p.tiles(), p.affine(), *names, p.n, p.bits, p.group_size, "exact")
+    assert torch.equal(short, torch.ops.mmq.packed_gemm.default(*args))
+    with Seen() as seen:
+        assert torch.equal(p.run("exact"), short)
+    assert "mmq.packed_gemm.default" in seen.names
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        p.run("exact")
+    assert "mmq::packed_gemm" in {event.key for event in profile.key_averages()}
+    tiles, affine = p.tiles(), p.affine()
+    traced = torch.jit.trace(
+        lambda x: ops.packed_gemm(x, tiles, affine, n=9, bits=4, group_size=32), p.x
+    )
+    assert "mmq::packed_gemm" in str(traced.graph)
+    # Outside of all these the dispatcher has no part in it.
+    monkeypatch.setattr(packed_ops, "_packed_gemm_cpu", lambda *_: "short")
+    assert p.run("exact") == "short"
+
+
+def test_a_torch_without_these_private_names_sees_every_call(monkeypatch):
+    x = torch.zeros(1, 8)
+    assert not dispatcher.needs_dispatcher(x)
+    with monkeypatch.context() as patch:
+        patch.delattr(torch._C, "_len_torch_dispatch_stack")
+        importlib.reload(dispatcher)
+        assert dispatcher.needs_dispatcher(x)
+    importlib.reload(dispatcher)
+    assert not dispatcher.needs_dispatcher(x)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_tensors_that_are_no_memory_take_the_long_way():
+    p = problem(3, 9, 70, 32, 4)
+    meta = ops.packed_gemm(
+        p.x.to("meta"), p.tiles().to("meta"), p.affine().to("meta"), n=9, bits=4, group_size=32
+    )
+    assert meta.is_meta
+    assert meta.shape == (3, 9)
+    tiles, affine = p.tiles(), p.affine()
+
+    def product(x):
+        return ops.packed_gemm(x, tiles, affine, n=9, bits=4, group_size=32)
+
+    mapped = torch.vmap(product)(torch.stack([p.x, 2 * p.x]))
+    assert torch.equal(mapped, torch.stack([product(p.x), product(2 * p.x)]))
 
 
 @pytest.mark.parametrize(

@@ -80,8 +80,45 @@ struct Activations {
   int64_t quads;   // of one row
   uint8_t* codes;  // [row block][quad][row][kXQuadBytes]
   float* scales;   // [row block][segment][row]: s_x
-  float* sums;     // [row block][segment][row]: s_x * sum(x_q)
+  float* sums;     // [row block][segment][row]: s_x * sum(x_q); symmetric: that times -zero
 };
+
+// The end of a segment for some rows and one tile, by what Activations holds:
+//   out += scale * (s_x * products - zero * s_x * sum(x_q)),
+// the zeros of 16-bit scales being subtracted before scale is multiplied: symmetric ones cost
+// nothing here. Rows are `stride` apart in products and out.
+template <int kRows, int kStride>
+inline __attribute__((always_inline)) void end_segment(const TileAffine& a, int64_t group,
+                                                       const float* x_scales, const float* x_sums,
+                                                       const __m256i* products, __m256* out) {
+  const auto each = [&](const auto& step) {
+#pragma GCC unroll 8
+    for (int row = 0; row < kRows; ++row)
+      out[row * kStride] =
+          step(_mm256_cvtepi32_ps(products[row * kStride]), _mm256_set1_ps(x_scales[row]),
+               _mm256_set1_ps(x_sums[row]), out[row * kStride]);
+  };
+  const uint8_t* from = a.data + group * affine_bytes(a.kind);
+  if (a.kind == AffineKind::kScale16) {
+    const __m256 scale = load_scales(from, a.type);
+    each([&](__m256 codes, __m256 x_scale, __m256 x_sum, __m256 before) {
+      return _mm256_fmadd_ps(scale, _mm256_fmadd_ps(codes, x_scale, x_sum), before);
+    });
+  } else if (a.kind == AffineKind::kScaleZero16) {
+    const __m256 scale = load_scales(from, a.type);
+    const __m256 zero = load_scales(from + kTileRows * 2, a.type);
+    each([&](__m256 codes, __m256 x_scale, __m256 x_sum, __m256 before) {
+      const __m256 scaled = _mm256_mul_ps(codes, x_scale);
+      return _mm256_fmadd_ps(scale, _mm256_fnmadd_ps(zero, x_sum, scaled), before);
+    });
+  } else {
+    const Grid grid = load_grid(a, group);
+    each([&](__m256 codes, __m256 x_scale, __m256 x_sum, __m256 before) {
+      const __m256 scaled = _mm256_mul_ps(codes, x_scale);
+      return _mm256_fmadd_ps(x_sum, grid.minimum, _mm256_fmadd_ps(scaled, grid.scale, before));
+    });
+  }
+}
 
 // Horizontal steps: the other half of four lanes, the other lane of two.
 constexpr int kSwapPairs = _MM_SHUFFLE(1, 0, 3, 2), kSwapLanes = _MM_SHUFFLE(2, 3, 0, 1);
@@ -188,6 +225,7 @@ void quantize_segment(const PackedGemmArgs& a, const Activations& x, int64_t blo
     const int64_t at = first * x.segment_count + segment * count + row;
     x.scales[at] = scale;
     x.sums[at] = scale * static_cast<float>(sum);
+    if (a.affine_kind == AffineKind::kScale16) x.sums[at] *= -static_cast<float>(1 << (a.bits - 1));
   }
 }
 

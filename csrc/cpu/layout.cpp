@@ -2,8 +2,6 @@
 // Repacking between the canonical stream and the tiles of layout.h, eight codes to a 64-bit word.
 #include "cpu/layout.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <cstring>
 
@@ -29,18 +27,6 @@ namespace {
 
 // Tiles per task, so that a task is worth a fork: about 2^16 codes.
 int64_t tiles_per_task(int64_t k) { return 1 + (int64_t{1} << 16) / (kTileRows * k + 1); }
-
-// Asks for huge pages under memory that is about to be written for the first time. The processor's
-// prefetchers stop at the end of a page, so products of few rows read weights faster from large
-// ones. Measured: 27 against 33 GB/s for one stream per core, two Zen 4 cores, November 2026. Only
-// advice: the result of the call does not matter. Whole pages at both ends, so that the regions of
-// neighbouring tensors join.
-void advise_huge_pages(const void* begin, int64_t bytes) {
-  constexpr uintptr_t kPage = 4096;
-  const uintptr_t first = reinterpret_cast<uintptr_t>(begin) / kPage * kPage;
-  const uintptr_t last = (reinterpret_cast<uintptr_t>(begin) + bytes + kPage - 1) / kPage * kPage;
-  madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-}
 
 // 32 codes of a row, one byte each: code 4 * q + i in byte i of quads[q].
 struct RowCodes {
@@ -163,7 +149,6 @@ constexpr ToRow kToRow[] = {tile_to_row<2>, tile_to_row<3>, tile_to_row<4>, tile
 
 void repack(const uint32_t* words, int64_t n, int64_t k, int bits, uint8_t* tiles) {
   const ToTile to_tile = kToTile[bits - kMinBits];
-  advise_huge_pages(tiles, tiles_bytes(n, k, bits));
   parallel_for(tile_count(n), tiles_per_task(k), [&](int64_t begin, int64_t end) {
     for (int64_t tile = begin; tile < end; ++tile) {
       uint8_t* to = tiles + tile * tile_bytes(k, bits);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // packed_gemm with activations quantized per row and group on AVX2. With integer sums per group,
-//   y = sum_groups s_x * (scale * sum(code * x_q) + minimum * sum(x_q)).
+//   y = sum_groups s_x * (scale * sum(code * x_q) + minimum * sum(x_q)),
+// or scale * (sum(code * x_q) - zero * sum(x_q)) where there are zeros of 16 bits.
 //
 // maddubs multiplies unsigned codes by signed activations and adds neighbours into 16 bits, with
 // saturation. |pair| <= 2 * (2^b - 1) * 127, so 16-bit sums are safe for 8 additions up to 4 bits,
@@ -62,25 +63,6 @@ struct Operands {
   const Segment* segments;
   int64_t segment_count;
 };
-
-// Ends a segment: out += s_x * (scale * products + minimum * sum(x_q)).
-template <int kRows, int kTiles>
-inline __attribute__((always_inline)) void scale_products(const Operands& a, int64_t segment,
-                                                          const __m256i (*products)[kTiles],
-                                                          __m256 (*out)[kTiles]) {
-#pragma GCC unroll 2
-  for (int tile = 0; tile < kTiles; ++tile) {
-    const Grid grid = load_grid(a.affine[tile], a.segments[segment].group);
-#pragma GCC unroll 6
-    for (int row = 0; row < kRows; ++row) {
-      const __m256 x_scale = _mm256_broadcast_ss(a.x_scales + segment * kRows + row);
-      const __m256 x_sum = _mm256_broadcast_ss(a.x_sums + segment * kRows + row);
-      const __m256 scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(products[row][tile]), x_scale);
-      out[row][tile] =
-          _mm256_fmadd_ps(x_sum, grid.minimum, _mm256_fmadd_ps(scaled, grid.scale, out[row][tile]));
-    }
-  }
-}
 
 // products[row][tile] += the dot products of `count` <= kRunQuads<kBits> quads; codes(quad, tile)
 // yields a vector of codes, x points to the first quad.
@@ -150,7 +132,8 @@ void few_rows(const Operands& a, __m256 (*out)[1]) {
       }
       block += block_bytes(kBits);
     }
-    scale_products<kRows, 1>(a, segment, products, out);
+    end_segment<kRows, 1>(a.affine[0], a.segments[segment].group, a.x_scales + segment * kRows,
+                          a.x_sums + segment * kRows, products[0], out[0]);
   }
 }
 
@@ -180,7 +163,11 @@ void many_rows(const Operands& a, __m256 (*out)[kTiles]) {
       w += kQuadBytes;
       x += kRows * kXQuadBytes<kBits>;
     }
-    scale_products<kRows, kTiles>(a, segment, products, out);
+#pragma GCC unroll 2
+    for (int tile = 0; tile < kTiles; ++tile)
+      end_segment<kRows, kTiles>(a.affine[tile], a.segments[segment].group,
+                                 a.x_scales + segment * kRows, a.x_sums + segment * kRows,
+                                 products[0] + tile, out[0] + tile);
   }
 }
 

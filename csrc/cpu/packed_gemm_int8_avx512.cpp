@@ -3,9 +3,9 @@
 // unsigned codes by four signed activations and adds them to 32 bits, at every width, 8 included.
 // Sums are the integers of packed_gemm_int8_avx2.cpp, scaled in the same order: results are equal.
 //
-// Few rows: a tile, or two if there is more than one row, is decoded in registers and multiplied by
-// up to 8 rows. Many rows, and groups that are no multiple of a block: a chunk of tiles is unpacked
-// to bytes in the L2 cache, [tile pair][quad][64 bytes], and multiplied 6 rows by 32 outputs, whose
+// One row: one_row_avx512.h. Few rows: two tiles are decoded in registers and multiplied by up
+// to 8. Many rows, and groups that are no multiple of a block: a chunk of tiles is unpacked to
+// bytes in the L2 cache, [tile pair][quad][64 bytes], and multiplied 6 rows by 32 outputs, whose
 // integer and fp32 sums all stay in registers: stores of 64 bytes take two cycles.
 #if defined(__x86_64__)
 
@@ -15,6 +15,7 @@
 #include "cpu/activations_avx2.h"
 #include "cpu/kernels.h"
 #include "cpu/layout.h"
+#include "cpu/one_row_avx512.h"
 #include "cpu/packed_gemm_avx512.h"
 #include "cpu/parallel.h"
 #include "cpu/scratch.h"
@@ -29,9 +30,6 @@ using avx2::Activations;
 using avx2::Segment;
 
 constexpr int kFewRows = 8;
-// Measured: a single row is bound by memory, and one stream of weights per thread, a tile at a
-// time, needs no prefetch.
-constexpr int64_t kSingleStreamRows = 1;
 // Measured: two streams of short tiles are too much for the processor's own prefetching. Into the
 // L2 cache and a page ahead is best.
 constexpr int64_t kPrefetchBytes = 4096;
@@ -53,59 +51,13 @@ inline int32_t load_dword(const void* from) {
   return value;
 }
 
-// The two vectors of outputs: the 8 rows of a tile, or the 16 of two neighbouring tiles. Sums is
-// the type of dpbusd's sums; GCC stores arrays of __m512i, 64-bit integers, at every step.
-struct OneTile {
-  static constexpr int kTiles = 1;
-  using Codes = __m256i;
-  using Floats = __m256;
-  using Sums = int32_t __attribute__((vector_size(32)));
+// The type of dpbusd's sums; GCC stores arrays of __m512i, 64-bit integers, at every step.
+using Sums = int32_t __attribute__((vector_size(64)));
 
-  template <int kBits>
-  static void decode_block(const uint8_t* block, int64_t, Codes* quads) {
-    avx2::decode_block<kBits>(block, quads);
-  }
-  static Sums add_dots(Sums sums, Codes codes, const uint8_t* x) {
-    const __m256i value = _mm256_set1_epi32(load_dword(x));
-    return reinterpret_cast<Sums>(
-        _mm256_dpbusd_epi32(reinterpret_cast<__m256i>(sums), codes, value));
-  }
-  static avx2::Grid load_grid(const avx2::TileAffine* tiles, int64_t group) {
-    return avx2::load_grid(tiles[0], group);
-  }
-  static Floats set1(float value) { return _mm256_set1_ps(value); }
-  static Floats to_floats(Sums sums) { return _mm256_cvtepi32_ps(reinterpret_cast<__m256i>(sums)); }
-  static Floats fmadd(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
-  static void store_outputs(const PackedGemmArgs& a, int64_t row, int64_t tile, Floats sums) {
-    avx2::store_outputs(a, row, tile, sums);
-  }
-};
-
-struct TwoTiles {
-  static constexpr int kTiles = 2;
-  using Codes = __m512i;
-  using Floats = __m512;
-  using Sums = int32_t __attribute__((vector_size(64)));
-
-  template <int kBits>
-  static void decode_block(const uint8_t* block, int64_t stride, Codes* quads) {
-    avx512::decode_block<kBits>(block, stride, quads);
-  }
-  static Sums add_dots(Sums sums, Codes codes, const uint8_t* x) {
-    const __m512i value = _mm512_set1_epi32(load_dword(x));
-    return reinterpret_cast<Sums>(
-        _mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sums), codes, value));
-  }
-  static Grid load_grid(const avx2::TileAffine* tiles, int64_t group) {
-    return avx512::load_grid(tiles, group);
-  }
-  static Floats set1(float value) { return _mm512_set1_ps(value); }
-  static Floats to_floats(Sums sums) { return _mm512_cvtepi32_ps(reinterpret_cast<__m512i>(sums)); }
-  static Floats fmadd(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
-  static void store_outputs(const PackedGemmArgs& a, int64_t row, int64_t tile, Floats sums) {
-    avx512::store_outputs(a, row, tile, sums);
-  }
-};
+inline Sums add_dots(Sums sums, __m512i codes, const uint8_t* x) {
+  const __m512i value = _mm512_set1_epi32(load_dword(x));
+  return reinterpret_cast<Sums>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sums), codes, value));
+}
 
 // What a kernel reads for one block of rows and one or more vectors of outputs.
 struct Operands {
@@ -119,67 +71,83 @@ struct Operands {
   int64_t segment_count;
 };
 
-// Ends a segment: out += s_x * (scale * products + minimum * sum(x_q)).
-template <class V, int kRows, int kVectors>
-inline __attribute__((always_inline)) void scale_products(
-    const Operands& a, int64_t segment, const typename V::Sums (*products)[kVectors],
-    typename V::Floats (*out)[kVectors]) {
-#pragma GCC unroll 4
-  for (int vector = 0; vector < kVectors; ++vector) {
-    const auto grid = V::load_grid(a.affine[vector], a.segments[segment].group);
+// The end of a segment for some rows and two tiles: end_segment of activations_avx2.h.
+template <int kRows, int kStride>
+inline __attribute__((always_inline)) void end_segment(const avx2::TileAffine* tiles, int64_t group,
+                                                       const float* x_scales, const float* x_sums,
+                                                       const Sums* products, __m512* out) {
+  const auto each = [&](const auto& step) {
 #pragma GCC unroll 8
-    for (int row = 0; row < kRows; ++row) {
-      const auto x_scale = V::set1(a.x_scales[segment * kRows + row]);
-      const auto x_sum = V::set1(a.x_sums[segment * kRows + row]);
-      const auto scaled = V::to_floats(products[row][vector]) * x_scale;
-      out[row][vector] =
-          V::fmadd(x_sum, grid.minimum, V::fmadd(scaled, grid.scale, out[row][vector]));
-    }
+    for (int row = 0; row < kRows; ++row)
+      out[row * kStride] =
+          step(_mm512_cvtepi32_ps(reinterpret_cast<__m512i>(products[row * kStride])),
+               _mm512_set1_ps(x_scales[row]), _mm512_set1_ps(x_sums[row]), out[row * kStride]);
+  };
+  const AffineKind kind = tiles[0].kind;
+  const auto numbers = [&](int64_t part) {
+    const int64_t at = group * affine_bytes(kind) + part * kTileRows * 2;
+    return join(avx2::load_scales(tiles[0].data + at, tiles[0].type),
+                avx2::load_scales(tiles[1].data + at, tiles[1].type));
+  };
+  if (kind == AffineKind::kScale16) {
+    const __m512 scale = numbers(0);
+    each([&](__m512 codes, __m512 x_scale, __m512 x_sum, __m512 before) {
+      return _mm512_fmadd_ps(scale, _mm512_fmadd_ps(codes, x_scale, x_sum), before);
+    });
+  } else if (kind == AffineKind::kScaleZero16) {
+    const __m512 scale = numbers(0), zero = numbers(1);
+    each([&](__m512 codes, __m512 x_scale, __m512 x_sum, __m512 before) {
+      const __m512 scaled = _mm512_mul_ps(codes, x_scale);
+      return _mm512_fmadd_ps(scale, _mm512_fnmadd_ps(zero, x_sum, scaled), before);
+    });
+  } else {
+    const Grid grid = load_grid(tiles, group);
+    each([&](__m512 codes, __m512 x_scale, __m512 x_sum, __m512 before) {
+      const __m512 scaled = _mm512_mul_ps(codes, x_scale);
+      return _mm512_fmadd_ps(x_sum, grid.minimum, _mm512_fmadd_ps(scaled, grid.scale, before));
+    });
   }
 }
 
-// A vector of outputs, decoded in registers. Segments are whole blocks.
-template <class V, int kBits, int kRows>
-void few_rows(const Operands& a, typename V::Floats (*y)[1]) {
-  constexpr int kChains = kRows == 1 ? 4 : kRows < 4 ? 2 : 1;  // hide dpbusd's latency
-  typename V::Floats out[kRows][1] = {};
+// Two tiles, decoded in registers. Segments are whole blocks.
+template <int kBits, int kRows>
+void few_rows(const Operands& a, __m512* out) {
+  constexpr int kChains = kRows < 4 ? 2 : 1;  // hide dpbusd's latency
+#pragma GCC unroll 8
+  for (int row = 0; row < kRows; ++row) out[row] = _mm512_setzero_ps();
   const uint8_t* block = a.codes;
   const uint8_t* tile_end = a.codes + a.codes_stride;
   const uint8_t* x = a.x;
   for (int64_t segment = 0; segment < a.segment_count; ++segment) {
-    typename V::Sums sums[kRows][kChains] = {};
+    Sums sums[kRows][kChains] = {};
     const uint8_t* end = block + a.segments[segment].quads / kBlockQuads * block_bytes(kBits);
     for (; block != end; block += block_bytes(kBits), x += kBlockQuads * kRows * kXQuadBytes) {
-      if constexpr (V::kTiles > 1) {
-        const uint8_t* ahead = block + kPrefetchBytes;
-        if (ahead >= tile_end) ahead += a.codes_stride;  // the tiles after these
-        for (int line = 0; line < kBits * kQuadBytes; line += kLineBytes) {
-          _mm_prefetch(ahead + line, _MM_HINT_T1);
-          _mm_prefetch(ahead + a.codes_stride + line, _MM_HINT_T1);
-        }
+      const uint8_t* ahead = block + kPrefetchBytes;
+      if (ahead >= tile_end) ahead += a.codes_stride;  // the tiles after these
+      for (int line = 0; line < kBits * kQuadBytes; line += kLineBytes) {
+        _mm_prefetch(ahead + line, _MM_HINT_T1);
+        _mm_prefetch(ahead + a.codes_stride + line, _MM_HINT_T1);
       }
-      typename V::Codes quads[kBlockQuads];
-      V::template decode_block<kBits>(block, a.codes_stride, quads);
+      __m512i quads[kBlockQuads];
+      decode_block<kBits>(block, a.codes_stride, quads);
 #pragma GCC unroll 8
       for (int quad = 0; quad < kBlockQuads; ++quad) {
 #pragma GCC unroll 8
         for (int row = 0; row < kRows; ++row) {
           const uint8_t* value = x + (quad * kRows + row) * kXQuadBytes;
-          sums[row][quad % kChains] = V::add_dots(sums[row][quad % kChains], quads[quad], value);
+          sums[row][quad % kChains] = add_dots(sums[row][quad % kChains], quads[quad], value);
         }
       }
     }
-    typename V::Sums products[kRows][1];
+    Sums products[kRows];
 #pragma GCC unroll 8
     for (int row = 0; row < kRows; ++row) {
-#pragma GCC unroll 4
-      for (int chain = 1; chain < kChains; ++chain) sums[row][0] += sums[row][chain];
-      products[row][0] = sums[row][0];
+      products[row] = sums[row][0];
+      if constexpr (kChains > 1) products[row] += sums[row][1];
     }
-    scale_products<V, kRows, 1>(a, segment, products, out);
+    end_segment<kRows, 1>(a.affine[0], a.segments[segment].group, a.x_scales + segment * kRows,
+                          a.x_sums + segment * kRows, products, out);
   }
-#pragma GCC unroll 8
-  for (int row = 0; row < kRows; ++row) y[row][0] = out[row][0];
 }
 
 // Unpacked bytes: widths differ in nothing.
@@ -190,7 +158,7 @@ void many_rows(const Operands& a, __m512 (*y)[kVectors]) {
     const Segment& s = a.segments[segment];
     const uint8_t* w = a.codes + s.code_quad * kVectorBytes;
     const uint8_t* x = a.x + s.x_quad * kRows * kXQuadBytes;
-    TwoTiles::Sums sums[kRows][kVectors] = {};
+    Sums sums[kRows][kVectors] = {};
     for (int64_t quad = 0; quad < s.quads; ++quad, w += kVectorBytes, x += kRows * kXQuadBytes) {
       __m512i codes[kVectors];
 #pragma GCC unroll 4
@@ -200,11 +168,13 @@ void many_rows(const Operands& a, __m512 (*y)[kVectors]) {
       for (int row = 0; row < kRows; ++row) {
 #pragma GCC unroll 4
         for (int vector = 0; vector < kVectors; ++vector)
-          sums[row][vector] =
-              TwoTiles::add_dots(sums[row][vector], codes[vector], x + row * kXQuadBytes);
+          sums[row][vector] = add_dots(sums[row][vector], codes[vector], x + row * kXQuadBytes);
       }
     }
-    scale_products<TwoTiles, kRows, kVectors>(a, segment, sums, out);
+#pragma GCC unroll 4
+    for (int vector = 0; vector < kVectors; ++vector)
+      end_segment<kRows, kVectors>(a.affine[vector], s.group, a.x_scales + segment * kRows,
+                                   a.x_sums + segment * kRows, sums[0] + vector, out[0] + vector);
   }
 #pragma GCC unroll 6
   for (int row = 0; row < kRows; ++row)
@@ -212,11 +182,11 @@ void many_rows(const Operands& a, __m512 (*y)[kVectors]) {
     for (int vector = 0; vector < kVectors; ++vector) y[row][vector] = out[row][vector];
 }
 
-template <class V, int kBits, int kRows>
+template <int kBits, int kRows>
 void run_few(const PackedGemmArgs& a, const Operands& operands, int64_t row, int64_t tile) {
-  typename V::Floats out[kRows][1];
-  few_rows<V, kBits, kRows>(operands, out);
-  for (int i = 0; i < kRows; ++i) V::store_outputs(a, row + i, tile, out[i][0]);
+  __m512 out[kRows];
+  few_rows<kBits, kRows>(operands, out);
+  for (int i = 0; i < kRows; ++i) store_outputs(a, row + i, tile, out[i]);
 }
 
 template <int kRows, int kVectors>
@@ -229,12 +199,11 @@ void run_many(const PackedGemmArgs& a, const Operands& operands, int64_t row, in
 }
 
 using Kernel = void (*)(const PackedGemmArgs&, const Operands&, int64_t, int64_t);
-// A block has one row only where the call has one.
+// From 2 rows: only a call of one row has a block of one.
 template <int kBits>
-constexpr Kernel kFewRowsKernels[kFewRows] = {
-    run_few<OneTile, kBits, 1>,  run_few<TwoTiles, kBits, 2>, run_few<TwoTiles, kBits, 3>,
-    run_few<TwoTiles, kBits, 4>, run_few<TwoTiles, kBits, 5>, run_few<TwoTiles, kBits, 6>,
-    run_few<TwoTiles, kBits, 7>, run_few<TwoTiles, kBits, 8>};
+constexpr Kernel kFewRowsKernels[kFewRows - 1] = {
+    run_few<kBits, 2>, run_few<kBits, 3>, run_few<kBits, 4>, run_few<kBits, 5>,
+    run_few<kBits, 6>, run_few<kBits, 7>, run_few<kBits, 8>};
 template <int kVectors>
 constexpr Kernel kPanelKernels[kManyRows] = {run_many<1, kVectors>, run_many<2, kVectors>,
                                              run_many<3, kVectors>, run_many<4, kVectors>,
@@ -264,15 +233,23 @@ int64_t neighbour(const PackedGemmArgs& a, int64_t tile) {
   return tile + 1 < tile_count(a.n) ? tile_bytes(a.k, kBits) : 0;
 }
 
-// Tiles [begin, end), `step` at a time.
+// Tiles [begin, end) for one row.
 template <int kBits>
-void multiply_tiles(const PackedGemmArgs& a, const Activations& x, int64_t begin, int64_t end,
-                    int64_t step) {
-  for (int64_t tile = begin; tile < end; tile += step) {
+void multiply_row(const PackedGemmArgs& a, const Activations& x, int64_t begin, int64_t end) {
+  for (int64_t tile = begin; tile < end; ++tile)
+    avx2::store_outputs(
+        a, 0, tile,
+        one_row<kBits>(a.tiles + tile * tile_bytes(a.k, kBits), avx2::tile_affine(a, tile), x));
+}
+
+// Pairs of tiles [begin, end).
+template <int kBits>
+void multiply_pairs(const PackedGemmArgs& a, const Activations& x, int64_t begin, int64_t end) {
+  for (int64_t tile = begin * kVectorTiles; tile < end * kVectorTiles; tile += kVectorTiles) {
     const uint8_t* codes = a.tiles + tile * tile_bytes(a.k, kBits);
     for (int64_t block = 0; block < x.rows.count; ++block)
-      kFewRowsKernels<kBits>[x.rows.rows(block) - 1](
-          a, operands_of(a, x, block, tile, step, codes, neighbour<kBits>(a, tile)),
+      kFewRowsKernels<kBits>[x.rows.rows(block) - 2](
+          a, operands_of(a, x, block, tile, kVectorTiles, codes, neighbour<kBits>(a, tile)),
           x.rows.begin(block), tile);
   }
 }
@@ -315,13 +292,14 @@ void multiply(const PackedGemmArgs& a, const Segment* segments, int64_t segment_
 
   const int64_t pairs = ceil_div(tile_count(a.n), kVectorTiles);
   const int64_t min_pairs = ceil_div(kMinTaskMacs, larger(a.m * kVectorRows * a.k, 1));
+  if (few && a.m == 1) {
+    parallel_for(tile_count(a.n), larger(min_pairs, 4) * kVectorTiles,
+                 [&](int64_t begin, int64_t end) { multiply_row<kBits>(a, x, begin, end); });
+    return;
+  }
   if (few) {
-    const int64_t step = a.m <= kSingleStreamRows ? 1 : kVectorTiles;
-    parallel_for(ceil_div(tile_count(a.n), step), larger(min_pairs, 4) * kVectorTiles / step,
-                 [&](int64_t begin, int64_t end) {
-                   multiply_tiles<kBits>(a, x, begin * step, smaller(end * step, tile_count(a.n)),
-                                         step);
-                 });
+    parallel_for(pairs, larger(min_pairs, 4),
+                 [&](int64_t begin, int64_t end) { multiply_pairs<kBits>(a, x, begin, end); });
     return;
   }
   const int64_t pair_bytes = larger(block_count(a.k) * kBlockQuads * kVectorBytes, 1);

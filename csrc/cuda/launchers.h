@@ -98,4 +98,4 @@ MMQ_CUDA_EXPORT const char* mmq_cuda_error_string(int status);
 // library holds machine code or PTX for it (a kernel is looked up), else minus the cudaError_t.
 MMQ_CUDA_EXPORT int mmq_cuda_capability();
 MMQ_CUDA_EXPORT int mmq_cuda_can_run();
-MMQ_CUDA_EXPORT const char* mmq_cuda_architectures();  // "80 86 ... +ptx120", as built
+MMQ_CUDA_EXPORT const char* mmq_cuda_architectures();  // "80 86 ... +ptx100", as built

@@ -327,25 +327,28 @@ class QuantLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., k], float32, float16 or bfloat16, to [..., n] in the same dtype."""
-        if self.tiles is None or self.affine is None:
+        # nn.Module looks an attribute up in three dictionaries, which is slow where it is called
+        # for every token.
+        buffers, k, n = self._buffers, self.in_features, self.out_features
+        tiles, affine = buffers["tiles"], buffers["affine"]
+        if tiles is None or affine is None:
             raise MmqError("packed linear: expected a prepared layer, got a canonical one")
-        if x.shape[-1] != self.in_features:
-            raise MmqError(
-                f"packed linear: expected [..., {self.in_features}], got {list(x.shape)}"
-            )
+        shape = x.shape
+        if shape[-1] != k:
+            raise MmqError(f"packed linear: expected [..., {k}], got {list(shape)}")
         y = ops.packed_gemm(
-            x.reshape(-1, self.in_features),
-            self.tiles,
-            self.affine,
-            n=self.out_features,
+            x if len(shape) == 2 else x.flatten(0, -2) if len(shape) > 2 else x[None],
+            tiles,
+            affine,
+            n=n,
             bits=self.layout.bits,
             group_size=self._row_group_size,
-            bias=self.bias,
-            perm=self.perm,
-            in_scale=self.in_scale,
+            bias=self._parameters["bias"],
+            perm=buffers["perm"],
+            in_scale=buffers["in_scale"],
             mode=self.mode,
         )
-        return y.reshape(*x.shape[:-1], self.out_features)
+        return y if len(shape) == 2 else y.reshape(*shape[:-1], n)
 
     def dequantize(self) -> Tensor:
         """The effective weight, float32 [n, k]: y = x @ W_hat.T + bias."""

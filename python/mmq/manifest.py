@@ -6,10 +6,11 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Final
+from types import UnionType
+from typing import Any, Final, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -128,24 +129,16 @@ class Manifest:
     def from_dict(cls, data: object, where: str = MANIFEST_NAME) -> Manifest:
         """The inverse of :meth:`to_dict`.
 
-        Raises MmqError that names ``where`` for a newer version and for missing or unknown keys.
+        Raises MmqError that names ``where`` for a newer version, missing or unknown keys, a value
+        of another type than its field's.
         """
         if not isinstance(data, Mapping):
             raise MmqError(f"{where}: expected a JSON object, got {type(data).__name__}")
         found = data.get("manifest_version")
         if found != MANIFEST_VERSION:
             raise MmqError(f"{where}: expected manifest version {MANIFEST_VERSION}, got {found!r}")
-        try:
-            plain = dict(data)
-            plain["linears"] = [LinearRecord(**record) for record in plain["linears"]]
-            plain["dense"] = [DenseRecord(**record) for record in plain["dense"]]
-            plain["components"] = {
-                name: ComponentTotals(**totals) for name, totals in plain["components"].items()
-            }
-            return cls(**plain)
-        except (KeyError, TypeError, AttributeError) as error:
-            known = ", ".join(item.name for item in fields(cls))
-            raise MmqError(f"{where}: expected the keys {known}; {error}") from error
+        read: Manifest = _read(cls, data, where)
+        return read
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
@@ -180,6 +173,41 @@ class Manifest:
             lines.append(f"  approximation: AWQ ranked the exponents of {ranked} linears, see them")
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
+
+
+def _read(kind: Any, value: object, where: str, name: str = "") -> Any:
+    """The JSON ``value`` of the field ``name`` as ``kind``, an annotation of the records above."""
+    at = f"{where}: {name}" if name else where
+    arguments = get_args(kind)
+    if kind is Any:
+        return value
+    if isinstance(kind, UnionType):  # a kind or None
+        return None if value is None else _read(arguments[0], value, where, name)
+    is_record = is_dataclass(kind)
+    plain = Mapping if is_record else get_origin(kind) or kind
+    accepted = (int, float) if plain is float else plain
+    if not isinstance(value, accepted) or (isinstance(value, bool) and plain is not bool):
+        expected = "a JSON object" if plain in (dict, Mapping) else plain.__name__
+        raise MmqError(f"{at}: expected {expected}, got {value!r}")
+    if isinstance(value, list):
+        return [_read(arguments[0], v, where, f"{name}[{i}]") for i, v in enumerate(value)]
+    if not isinstance(value, Mapping):
+        return value
+    prefix = f"{name}." if name else ""
+    if not is_record:
+        return {k: _read(arguments[1], v, where, f"{prefix}{k}") for k, v in value.items()}
+    known = {item.name: item for item in fields(kind)}
+    optional = {
+        item.name
+        for item in known.values()
+        if item.default is not MISSING or item.default_factory is not MISSING
+    }
+    wrong = (known.keys() - optional - value.keys()) | (value.keys() - known.keys())
+    if wrong:
+        expected = ", ".join(known)
+        raise MmqError(f"{at}: expected the keys {expected}; missing or unknown: {sorted(wrong)}")
+    kinds = get_type_hints(kind)
+    return kind(**{k: _read(kinds[k], v, where, f"{prefix}{k}") for k, v in value.items()})
 
 
 def component_totals(
