@@ -126,6 +126,14 @@ void bind_grid_search(uintptr_t w, uintptr_t importance, uintptr_t scales, uintp
                               steps, shrink, exponent});
 }
 
+void bind_hessian_update(uintptr_t sum, uintptr_t x, int64_t tokens, int64_t k) {
+  check_size("hessian_update", tokens);
+  check_size("hessian_update", k);
+  if (tokens == 0 || k == 0) return;
+  py::gil_scoped_release release;
+  cpu::kernels().hessian_update({pointer<double>(sum), pointer<const float>(x), tokens, k});
+}
+
 std::vector<std::string> cpu_isas() {
   std::vector<std::string> names;
   for (const char* const* name = cpu::supported_isas(); *name; ++name) names.emplace_back(*name);
@@ -146,6 +154,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("gptq_block", &bind_gptq_block);
   m.def("awq_errors", &bind_awq_errors);
   m.def("grid_search", &bind_grid_search);
+  m.def("hessian_update", &bind_hessian_update);
   m.def("cpu_isa", [] { return std::string(cpu::kernels().name); });
   m.def("cpu_isas", &cpu_isas);
   m.def("select_isa",

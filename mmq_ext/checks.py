@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 _LIBRARY: Final = torch.library.Library("mmq", "DEF")  # type: ignore[no-untyped-call]
-_MEMORY: Final = (Tensor, torch.nn.Parameter)
 # By op, for tests that run the CUDA functions on a simulated device.
 CUDA_FUNCTIONS: Final[dict[str, Callable[..., Any]]] = {}
 
@@ -57,31 +56,6 @@ def row_words(cols: int, bits: int) -> int:
 def group_count(k: int, group_size: int) -> int:
     """Number of groups in a row of ``k`` codes; the last one may be shorter."""
     return -(-k // group_size)
-
-
-def needs_dispatcher(*tensors: Tensor | None) -> bool:
-    """Whether torch has to see a call on these tensors, before or instead of the CPU's function.
-
-    So it is under a trace, a mode, a transform, autograd or the profiler, and with tensors that are
-    not just memory of the CPU. Otherwise an op may call its function itself: the way through the
-    dispatcher takes 4 microseconds, which a product of one row over a small matrix notices.
-    """
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._len_torch_function_stack() > 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch._C._get_tracing_state() is not None
-        or torch.autograd.profiler._is_profiler_enabled
-    ):
-        return True
-    grad = torch.is_grad_enabled()
-    for tensor in tensors:
-        if tensor is not None and (
-            type(tensor) not in _MEMORY or not tensor.is_cpu or (grad and tensor.requires_grad)
-        ):
-            return True
-    return False
 
 
 def register(schema: str, cpu: Callable[..., Any], fake: Callable[..., Any]) -> None:

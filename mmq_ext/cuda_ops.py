@@ -14,7 +14,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from mmq_ext import _C, grid
+from mmq_ext import _C, grid, hessian
 from mmq_ext.checks import register_cuda, require
 from mmq_ext.device import ask, check_one_device, launch, stream_of
 from mmq_ext.layouts import cuda_affine_kind
@@ -25,6 +25,7 @@ from mmq_ext.quantize_ops import (
     awq_errors_out,
     gptq_block_out,
     grid_search_out,
+    hessian_update_out,
 )
 
 _NUMBERS: Final = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
@@ -180,6 +181,12 @@ def _grid_search(
     return grid.grid_search(*arguments)
 
 
+def _hessian_update(total: Tensor, x: Tensor) -> None:
+    hessian_update_out(total, x)
+    check_one_device("hessian_update", {"total": total, "x": x})
+    hessian.hessian_update(total, x)
+
+
 register_cuda("pack", _pack)
 register_cuda("unpack", _unpack)
 register_cuda("repack", _repack)
@@ -188,3 +195,4 @@ register_cuda("packed_gemm", _packed_gemm)
 register_cuda("gptq_block", _gptq_block)
 register_cuda("awq_errors", _awq_errors)
 register_cuda("grid_search", _grid_search)
+register_cuda("hessian_update", _hessian_update)

@@ -20,7 +20,14 @@ from mmq_ext.packed_ops import (
     unrepack,
     unrepack_affine,
 )
-from mmq_ext.quantize_ops import GRID_KINDS, SCALE_TYPES, awq_errors, gptq_block, grid_search
+from mmq_ext.quantize_ops import (
+    GRID_KINDS,
+    SCALE_TYPES,
+    awq_errors,
+    gptq_block,
+    grid_search,
+    hessian_update,
+)
 
 __all__ = [
     "GEMM_MODES",
@@ -31,6 +38,7 @@ __all__ = [
     "gptq_block",
     "grid_search",
     "group_count",
+    "hessian_update",
     "pack",
     "packed_gemm",
     "repack",

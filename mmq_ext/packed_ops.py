@@ -14,12 +14,12 @@ from mmq_ext.checks import (
     check_bits,
     choice,
     group_count,
-    needs_dispatcher,
     register,
     require,
     row_words,
 )
 from mmq_ext.device import check_one_device, on_cuda
+from mmq_ext.dispatcher import needs_dispatcher
 from mmq_ext.layouts import (
     check_cpu_affine,
     check_cuda_affine,

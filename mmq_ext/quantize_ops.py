@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Operators that quantize: gptq_block, awq_errors, grid_search. See :mod:`mmq_ext.ops`."""
+"""Operators that quantize: gptq_block, awq_errors, grid_search, hessian_update.
+
+See :mod:`mmq_ext.ops`.
+"""
 
 from __future__ import annotations
 
@@ -296,4 +299,39 @@ register(
     "str scale_dtype, int steps, float shrink, float exponent) -> (Tensor, Tensor)",
     _grid_search_cpu,
     grid_search_out,
+)
+
+
+# --- hessian_update ---------------------------------------------------------------------------
+
+
+def hessian_update_out(total: Tensor, x: Tensor) -> None:
+    op = "hessian_update"
+    check(op, "x", x, torch.float32, None, None)
+    k = x.shape[1]
+    check(op, "total", total, torch.float64, k, k)
+    require(total.is_contiguous(), op, "a contiguous total", f"strides {list(total.stride())}")
+
+
+def _hessian_update_cpu(total: Tensor, x: Tensor) -> None:
+    hessian_update_out(total, x)
+    x = x.contiguous()
+    _C.hessian_update(total.data_ptr(), x.data_ptr(), x.shape[0], x.shape[1])
+
+
+def hessian_update(total: Tensor, x: Tensor) -> None:
+    """total += x^T x on and above the diagonal; below it nothing is read or written.
+
+    Args:
+      total: float64 [k, k], contiguous; changed in place.
+      x: float32 [tokens, k].
+
+    Products are summed in fp32 over some thousand tokens, those sums in float64. The result does
+    not depend on the number of threads. Raises ValueError for a dtype or shape that does not fit.
+    """
+    torch.ops.mmq.hessian_update(total, x)
+
+
+register(
+    "hessian_update(Tensor(a!) total, Tensor x) -> ()", _hessian_update_cpu, hessian_update_out
 )

@@ -129,7 +129,7 @@ class Problem:
         codes = self.codes.double()
         apart = (codes - middle).abs() * scales + (minima + middle * scales).abs()
         apart += 2.0**-23 * (middle * scales + minima.abs())  # m' cancels
-        used = reference._used_activations(
+        used = reference.used_activations(
             self.x, self.extra.get("perm"), self.extra.get("in_scale"), torch.float64
         ).abs()
         relative, absolute = reference.OUTPUT_EPS[self.x.dtype]

@@ -15,6 +15,7 @@ from mmq.inspect import inspect_model
 from mmq_evals import tiny
 from mmq_evals.study.analyze import Options, analyze
 from mmq_evals.study.importance import Range
+from mmq_evals.study.repeat_tables import OPTIONS_NOTE, SEEDS_NOTE, options_table, seeds_table
 from mmq_evals.study.report.charts import main_grids
 from mmq_evals.study.text import number, percent, points
 
@@ -165,11 +166,21 @@ def parts(found: Data) -> None:
     table(head, rows)
 
 
+def repeats(found: Data) -> None:
+    for model in found["models"]:
+        for name, note, (head, rows) in (
+            ("Calibration seeds", SEEDS_NOTE, seeds_table(model)),
+            ("Options", OPTIONS_NOTE, options_table(model)),
+        ):
+            print(f"\n## {name}, {model['model']}\n\n{note}")
+            table(head, rows)
+
+
 def main() -> None:
     options = Options(ranges=[Range.parse(text) for text in RANGES])
     found = analyze(Path(sys.argv[1]), options)
     print(found["table"])
-    for show in (importance, one_at_a_time, even_widths, pairs, methods, reaching):
+    for show in (importance, one_at_a_time, even_widths, pairs, methods, reaching, repeats):
         show(found)
     if len(sys.argv) > 2:
         parts(analyze(Path(sys.argv[2])))

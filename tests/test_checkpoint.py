@@ -274,6 +274,8 @@ def test_truncated_and_corrupted_files(saved: Any, tmp_path: Path) -> None:
     flipped[-7] ^= 1
     path.write_bytes(flipped)
     refused(folder, "expected the recorded SHA-256")
+    path.write_bytes(bytes(8) + data[8:])  # A header that cannot be read is a changed file first.
+    refused(folder, "expected the recorded SHA-256")
     (folder / "checksums.json").unlink()
     path.write_bytes(data[: len(data) // 2])
     refused(folder, "expected a safetensors file")

@@ -2,6 +2,7 @@
 """packed_gemm of every implementation, in both modes, against float64 within a stated bound."""
 
 import dataclasses
+import importlib
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from shapes import BITS, GEMM_SHAPES, problem
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mmq_ext
-from mmq_ext import ops, packed_ops
+from mmq_ext import dispatcher, ops, packed_ops
 
 MODES = ("exact", "int8")
 # CUDA has no int8 mode; test_cuda_errors.py has the refusal.
@@ -305,6 +306,17 @@ def test_the_short_way_is_equal_and_torch_sees_what_it_has_to(monkeypatch):
     # Outside of all these the dispatcher has no part in it.
     monkeypatch.setattr(packed_ops, "_packed_gemm_cpu", lambda *_: "short")
     assert p.run("exact") == "short"
+
+
+def test_a_torch_without_these_private_names_sees_every_call(monkeypatch):
+    x = torch.zeros(1, 8)
+    assert not dispatcher.needs_dispatcher(x)
+    with monkeypatch.context() as patch:
+        patch.delattr(torch._C, "_len_torch_dispatch_stack")
+        importlib.reload(dispatcher)
+        assert dispatcher.needs_dispatcher(x)
+    importlib.reload(dispatcher)
+    assert not dispatcher.needs_dispatcher(x)
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")

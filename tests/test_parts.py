@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_models
@@ -14,7 +15,15 @@ from torch import nn
 import mmq
 from mmq.architectures import COMPONENTS
 from mmq.errors import MmqError
-from mmq.parts import Part, assembled, load_part, quantize_part, save_part
+from mmq.parts import (
+    Part,
+    assembled,
+    load_part,
+    looks_back,
+    quantize_part,
+    quantize_parts,
+    save_part,
+)
 from mmq.plan import plan
 from mmq.stored import account
 
@@ -103,6 +112,40 @@ def test_parts_behind_another_upstream_are_other_parts() -> None:
         for path in behind.packed
     ]
     assert not all(equal)
+
+
+@pytest.mark.parametrize(
+    ("options", "calibration"),
+    [
+        ({"gptq": {"correction": "gptaq", "alpha": 1.0}}, {}),
+        ({"gptq": {"correction": "retarget", "alpha": 1.0}}, {}),
+        ({}, {"token_weights": "grad"}),
+        ({}, {"token_weights": "qig"}),
+    ],
+)
+def test_parts_that_look_at_full_precision_are_made_at_once(
+    options: dict[str, Any], calibration: dict[str, Any]
+) -> None:
+    recipe = mmq.parse_recipe(
+        {
+            "all": {"method": "gptq", "bits": 2, "group_size": 8, **options},
+            "calibration": {"upstream": "quantized", **calibration},
+        }
+    )
+    whole, model = model_of("llava"), model_of("llava")
+    samples = [sample for seed in range(5) for sample in samples_for(model, seed=seed)]
+    mmq.quantize(whole, recipe, samples)
+    before = state(model)
+    decided = plan(recipe, model)
+    assert looks_back(decided)
+    parts = quantize_parts(model, decided, samples)
+    assert_equal_states(state(model), before)
+    with assembled(model, parts):
+        assert_equal_states(state(model), state(whole))
+    with pytest.raises(MmqError, match="quantize_parts makes all at once"):
+        quantize_part(model, decided, "language", samples, parts[:1])
+    plain = mmq.parse_recipe({"all": {"bits": 2}, "calibration": {"upstream": "quantized"}})
+    assert not looks_back(plan(plain, model))
 
 
 def test_what_is_refused(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from mmq_evals.study.analyze import Options, analyze
 from mmq_evals.study.report import charts, svg
 from mmq_evals.study.report.browser import samples_of
 from mmq_evals.study.report.build import write_report
-from mmq_evals.study.report.sections import heat_class
+from mmq_evals.study.report.heat import heat_class
 from mmq_evals.study.report.verdict import shown_sign
 from mmq_evals.study.table import grids, read_table
 from mmq_evals.tiny import data as tiny_data

@@ -51,7 +51,7 @@ def study_of(folder: Path, upstream: str = "full", **axes: Any) -> dict[str, Any
         "limits": 3,
         "batch_size": 2,
         "recipe": {"calibration": {"samples": 3, "upstream": upstream}},
-        "methods": {"rtn": SETTINGS, "awq": {**SETTINGS, "awq": {"clip": False}}},
+        "methods": {"rtn": SETTINGS, "gptq": SETTINGS, "awq": {**SETTINGS, "awq": {"clip": False}}},
         "grids": [{"axes": axes or {"method": ["rtn", "awq"], "vision": [3, 16], "language": [3]}}],
     }
 
@@ -79,12 +79,20 @@ def sweep(study: Path, out: Path, *more: str) -> int:
     return main(["sweep", str(study), "--out", str(out), "--threads", "1", *more])
 
 
-@pytest.mark.parametrize("upstream", ["full", "quantized"])
-def test_a_row_is_an_ordinary_evaluation(folder: Path, tmp_path: Path, upstream: str) -> None:
-    study = write(study_of(folder, upstream), tmp_path / "grid.yaml")
+@pytest.mark.parametrize(
+    ("upstream", "option"),
+    [("full", "none"), ("quantized", "none"), ("quantized", "grad")],
+)
+def test_a_row_is_an_ordinary_evaluation(
+    folder: Path, tmp_path: Path, upstream: str, option: str
+) -> None:
+    axes: dict[str, Any] = {"method": ["rtn", "awq"], "vision": [3, 16], "language": [3]}
+    if option != "none":
+        axes = {"method": ["gptq"], "bits": [2], "calibration.token_weights": [option]}
+    study = write(study_of(folder, upstream, **axes), tmp_path / "grid.yaml")
     assert sweep(study, tmp_path / "out") == 0
     rows = table(tmp_path / "out")
-    assert len(rows) == 5
+    assert len(rows) == (5 if option == "none" else 2)
     (full,) = [row for row in rows.values() if row["method"] == "none"]
     assert (full["bits.vision"], full["bits.language"], full["mode"]) == (16, 16, None)
     assert "diff.captioning.cider" not in full
@@ -292,6 +300,20 @@ def test_rows_are_checked(tmp_path: Path) -> None:
     with pytest.raises(EvalError, match="expected rows with a run_id"):
         store.refresh()
     store.close()
+
+
+def test_a_table_that_another_process_cut_is_read_again(tmp_path: Path) -> None:
+    here, there = Store(tmp_path), Store(tmp_path)
+    for number, status in enumerate(("done", "failed", "failed")):
+        there.append({"run_id": f"{number:016x}", "status": status})
+    here.refresh()
+    assert there.forget_failed() == 2
+    here.append({"run_id": f"{9:016x}", "status": "done"})
+    assert list(here.rows) == [f"{0:016x}", f"{9:016x}"]
+    there.refresh()
+    assert there.rows == here.rows
+    here.close()
+    there.close()
 
 
 def test_parquet_and_slurm(

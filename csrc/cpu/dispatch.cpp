@@ -57,12 +57,12 @@ namespace {
 const Kernels kTable[] = {
 #if defined(__x86_64__)
     {"avx512", avx512::supported, avx512::packed_gemm, avx2::gptq_block, avx2::awq_errors,
-     avx2::grid_search},
+     avx2::grid_search, avx512::hessian_update},
     {"avx2", avx2::supported, avx2::packed_gemm, avx2::gptq_block, avx2::awq_errors,
-     avx2::grid_search},
+     avx2::grid_search, avx2::hessian_update},
 #endif
     {"scalar", [] { return true; }, scalar::packed_gemm, scalar::gptq_block, scalar::awq_errors,
-     scalar::grid_search},
+     scalar::grid_search, scalar::hessian_update},
 };
 
 const Kernels* find(const std::string& name) {

@@ -85,6 +85,18 @@ struct GridSearchArgs {
   float exponent;
 };
 
+// sum += x^T x on and above the diagonal; what lies below it is neither read nor written. Products
+// are summed in fp32 over at most kHessianTokens tokens, those sums in float64.
+struct HessianUpdateArgs {
+  double* sum;     // [k, k]
+  const float* x;  // [tokens, k]
+  int64_t tokens, k;
+};
+
+// Measured: with 1024 the strips of two rows of tiles leave L2, with 256 the sums are moved too
+// often (Zen 4, k = 4096).
+constexpr int64_t kHessianTokens = 512;
+
 // One row per instruction set. Rows are complete: a set without its own version of an op names the
 // scalar one.
 struct Kernels {
@@ -94,6 +106,7 @@ struct Kernels {
   void (*gptq_block)(const GptqBlockArgs&);
   void (*awq_errors)(const AwqErrorsArgs&);
   void (*grid_search)(const GridSearchArgs&);
+  void (*hessian_update)(const HessianUpdateArgs&);
 };
 
 // The table in use: the first supported row in priority order, or the one that MMQ_CPU_ISA names
@@ -112,6 +125,7 @@ void packed_gemm(const PackedGemmArgs& args);
 void gptq_block(const GptqBlockArgs& args);
 void awq_errors(const AwqErrorsArgs& args);
 void grid_search(const GridSearchArgs& args);
+void hessian_update(const HessianUpdateArgs& args);
 }  // namespace scalar
 
 #if defined(__x86_64__)
@@ -123,14 +137,16 @@ void packed_gemm_int8(const PackedGemmArgs& args);
 void gptq_block(const GptqBlockArgs& args);
 void awq_errors(const AwqErrorsArgs& args);
 void grid_search(const GridSearchArgs& args);
+void hessian_update(const HessianUpdateArgs& args);
 }  // namespace avx2
 
-// Both modes of packed_gemm; the other ops are those of avx2.
+// packed_gemm in both modes, hessian_update; the other ops are those of avx2.
 namespace avx512 {
 bool supported();  // AVX-512 F, BW, DQ, VL and VNNI beside AVX2, and the OS saves the registers
 void packed_gemm(const PackedGemmArgs& args);
 void packed_gemm_exact(const PackedGemmArgs& args);
 void packed_gemm_int8(const PackedGemmArgs& args);
+void hessian_update(const HessianUpdateArgs& args);
 }  // namespace avx512
 #endif
 

@@ -2,6 +2,7 @@
 // Working memory of one task, aligned to a cache line, not initialised.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <new>
 

@@ -7,6 +7,8 @@
 // allocates and forks stands below MMQ_AVX2_END.
 #pragma once
 
+#include <cstdint>
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -18,4 +20,20 @@
 #else
 #define MMQ_AVX2_BEGIN _Pragma("GCC push_options") _Pragma("GCC target(\"avx2,fma,f16c\")")
 #define MMQ_AVX2_END _Pragma("GCC pop_options")
+#endif
+
+#if defined(__x86_64__)
+MMQ_AVX2_BEGIN
+
+namespace mmq::cpu::avx2 {
+namespace {
+
+// In place of std::min and std::max.
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+}  // namespace
+}  // namespace mmq::cpu::avx2
+
+MMQ_AVX2_END
 #endif

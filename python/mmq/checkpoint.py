@@ -9,7 +9,6 @@ in 16 bits where that is exact), ``checksums.json`` (size and SHA-256 of the ten
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -19,20 +18,20 @@ from typing import Any, Final
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
 from mmq.architectures import ARCHITECTURES
 from mmq.device import check_cuda, check_kernels, find_device
 from mmq.errors import MmqError
+from mmq.files import CHECKSUMS_NAME, checksum, header, line, read_json, unchanged, write_json
 from mmq.linear import Layout, QuantLinear
 from mmq.manifest import MANIFEST_NAME, Manifest, package_version
 from mmq.stored import stored_tensors
 
 CONFIG_NAME: Final = "config.json"
 TENSORS_NAME: Final = "model.safetensors"
-CHECKSUMS_NAME: Final = "checksums.json"
 GENERATION_NAME: Final = "generation_config.json"
 MANIFEST_ATTRIBUTE: Final = "mmq_manifest"
 _PROCESSOR_NAMES: Final = ("processor_config.json", "preprocessor_config.json")
@@ -108,25 +107,12 @@ def load(
     """
     folder = Path(folder)
     where = find_device(str(device))
-    data = _read_json(folder / CONFIG_NAME)
-    cls = _class_of(data, folder)
-    table = data.get("quantization_config")
-    if table is None:
-        dense = _load_dense(cls, folder, torch.float32 if dtype is None else dtype)
-        return dense.to(where)
+    data = read_json(folder / CONFIG_NAME)
+    if data.get("quantization_config") is None:
+        return _load_dense(folder, data, dtype).to(where)
     if where.type == "cuda":
         check_cuda(torch.empty(0, device=where))
-    layouts = _layouts(table, folder)
-    config = _config(cls, folder)
-    tensors = _check_file(folder / TENSORS_NAME)
-    _untie_packed(config, layouts)
-    _check_tensors(_skeleton(cls, config, layouts), layouts, tensors, folder / TENSORS_NAME)
-    kind = getattr(config, "dtype", None) if dtype is None else dtype
-    if not isinstance(kind, torch.dtype):
-        kind = torch.float32
-    model = _from_pretrained(cls, folder, dtype=kind, config=config)
-    if (folder / MANIFEST_NAME).is_file():
-        setattr(model, MANIFEST_ATTRIBUTE, Manifest.read(folder / MANIFEST_NAME))
+    model = _load_packed(folder, data, dtype)
     check_kernels(model, where)
     return model.to(where)
 
@@ -142,7 +128,7 @@ def load_processor(folder: str | Path) -> Any:
     try:
         return loader.from_pretrained(folder, local_files_only=True)
     except _UNFIT as error:
-        raise MmqError(f"{folder}: expected a processor, got {_line(error)}") from error
+        raise MmqError(f"{folder}: expected a processor, got {line(error)}") from error
 
 
 def _write(model: Any, target: Path, processor: Any, manifest: Manifest | None) -> None:
@@ -167,11 +153,11 @@ def _write(model: Any, target: Path, processor: Any, manifest: Manifest | None) 
             "version": package_version("mmq"),
             "modules": layouts,
         }
-    _write_json(target / CONFIG_NAME, config)
+    write_json(target / CONFIG_NAME, config)
     save_file(stored_tensors(model), target / TENSORS_NAME, metadata={"format": "pt"})
-    _write_json(target / CHECKSUMS_NAME, {TENSORS_NAME: _checksum(target / TENSORS_NAME)})
+    write_json(target / CHECKSUMS_NAME, {TENSORS_NAME: checksum(target / TENSORS_NAME)})
     if manifest is not None:
-        _write_json(target / MANIFEST_NAME, manifest.to_dict())
+        write_json(target / MANIFEST_NAME, manifest.to_dict())
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.save_pretrained(target)
     if processor is not None:
@@ -197,30 +183,6 @@ def _replace(folder: Path, target: Path, aside: Path) -> None:
         if aside.exists():
             aside.rename(folder)
         raise
-
-
-def _write_json(path: Path, data: object) -> None:
-    path.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise MmqError(f"{path.parent}: expected a folder with {path.name}, got none") from error
-    except (OSError, ValueError) as error:
-        raise MmqError(f"{path}: expected readable JSON, got {_line(error)}") from error
-    if not isinstance(data, dict):
-        raise MmqError(f"{path}: expected a JSON object, got {type(data).__name__}")
-    return data
-
-
-def _checksum(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
 
 
 def _model_class(name: str, where: str) -> Any:
@@ -253,7 +215,7 @@ def _layouts(table: object, folder: Path) -> dict[str, Layout]:
     try:
         return MmqConfig(**table).layouts()
     except TypeError as error:  # a key is missing
-        raise MmqError(f"{where}: {_line(error)}") from error
+        raise MmqError(f"{where}: {line(error)}") from error
     except MmqError as error:
         raise MmqError(f"{folder / CONFIG_NAME}: {error}") from error
 
@@ -263,7 +225,7 @@ def _config(cls: Any, folder: Path) -> Any:
         return cls.config_class.from_pretrained(folder, local_files_only=True)
     except _UNFIT as error:
         name = cls.config_class.__name__
-        raise MmqError(f"{folder / CONFIG_NAME}: expected a {name}, got {_line(error)}") from error
+        raise MmqError(f"{folder / CONFIG_NAME}: expected a {name}, got {line(error)}") from error
 
 
 def _untie_packed(config: Any, layouts: Mapping[str, Layout]) -> None:
@@ -282,34 +244,9 @@ def _skeleton(cls: Any, config: Any, layouts: Mapping[str, Layout]) -> Any:
         with torch.device("meta"):
             model = cls(config)
     except _UNFIT as error:
-        raise MmqError(f"{cls.__name__}: expected a valid config, got {_line(error)}") from error
+        raise MmqError(f"{cls.__name__}: expected a valid config, got {line(error)}") from error
     replace_linears(model, layouts)
     return model
-
-
-def _check_file(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Type and shape of each tensor in the file, once its size and checksum are as recorded."""
-    if not path.is_file():
-        raise MmqError(f"{path.parent}: expected a file {path.name}, got none")
-    sums = path.parent / CHECKSUMS_NAME
-    if sums.is_file():
-        expected = _read_json(sums).get(path.name)
-        if not isinstance(expected, dict) or set(expected) != {"bytes", "sha256"}:
-            raise MmqError(f"{sums}: expected bytes and sha256 of {path.name}, got {expected!r}")
-        size = path.stat().st_size
-        if size != expected["bytes"]:
-            raise MmqError(f"{path}: expected {expected['bytes']} bytes, got {size}")
-        if _checksum(path) != expected:
-            raise MmqError(f"{path}: expected the recorded SHA-256, the file was changed")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {
-                name: (part.get_dtype(), tuple(part.get_shape()))
-                for name in file.keys()  # noqa: SIM118  (safe_open is no mapping)
-                for part in [file.get_slice(name)]
-            }
-    except (SafetensorError, OSError) as error:
-        raise MmqError(f"{path}: expected a safetensors file, got {_line(error)}") from error
 
 
 def _check_tensors(
@@ -346,15 +283,36 @@ def _first(names: Sequence[str]) -> str:
     return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
-def _load_dense(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
-    for path in sorted(folder.glob("*.safetensors")):
-        _check_file(path)
-    return _from_pretrained(cls, folder, dtype=dtype)
+def _load_packed(folder: Path, data: Mapping[str, Any], dtype: torch.dtype | None) -> Any:
+    path = folder / TENSORS_NAME
+    with unchanged([path]):
+        cls = _class_of(data, folder)
+        layouts = _layouts(data["quantization_config"], folder)
+        config = _config(cls, folder)
+        tensors = header(path)
+        _untie_packed(config, layouts)
+        _check_tensors(_skeleton(cls, config, layouts), layouts, tensors, path)
+    kind = getattr(config, "dtype", None) if dtype is None else dtype
+    if not isinstance(kind, torch.dtype):
+        kind = torch.float32
+    model = _from_pretrained(cls, folder, dtype=kind, config=config)
+    if (folder / MANIFEST_NAME).is_file():
+        setattr(model, MANIFEST_ATTRIBUTE, Manifest.read(folder / MANIFEST_NAME))
+    return model
+
+
+def _load_dense(folder: Path, data: Mapping[str, Any], dtype: torch.dtype | None) -> Any:
+    files = sorted(folder.glob("*.safetensors"))
+    with unchanged(files):
+        cls = _class_of(data, folder)
+        for path in files:
+            header(path)
+    return _from_pretrained(cls, folder, dtype=torch.float32 if dtype is None else dtype)
 
 
 def _from_pretrained(cls: Any, folder: Path, **arguments: Any) -> Any:
     if (folder / GENERATION_NAME).is_file():
-        _read_json(folder / GENERATION_NAME)  # transformers passes over one that it cannot read.
+        read_json(folder / GENERATION_NAME)  # transformers passes over one that it cannot read.
     try:
         model, info = cls.from_pretrained(
             folder,
@@ -366,7 +324,7 @@ def _from_pretrained(cls: Any, folder: Path, **arguments: Any) -> Any:
     except MmqError:
         raise
     except _UNFIT as error:
-        raise MmqError(f"{folder}: expected a {cls.__name__}, got {_line(error)}") from error
+        raise MmqError(f"{folder}: expected a {cls.__name__}, got {line(error)}") from error
     _check_loading(info, folder)
     return model
 
@@ -376,7 +334,3 @@ def _check_loading(info: Mapping[str, Any], folder: Path) -> None:
         if info.get(kind):
             first = sorted(map(str, info[kind]))[0]
             raise MmqError(f"{folder}: expected every tensor to load, got {kind}: {first}")
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())

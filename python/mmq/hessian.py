@@ -16,9 +16,10 @@ from torch import Tensor
 
 from mmq.errors import MmqError
 from mmq.finite import all_finite
+from mmq_ext import ops
 
-BLOCK_TOKENS: Final = 2048  # Tokens per fp32 product; the products are summed in float64.
-BLOCK_ROWS: Final = 256  # Rows of H per product: narrower ones do less, but BLAS slows down.
+BLOCK_TOKENS: Final = 2048  # Fewer tokens wait for more: an update moves all of the sum.
+BLOCK_ROWS: Final = 256  # Rows of H that are mirrored at once.
 ABS_TOKENS: Final = 256  # Tokens per fp32 sum of |x|.
 
 
@@ -35,13 +36,9 @@ class InputStats:
 class Hessian:
     """Accumulates the inputs of one linear (or of several that read the same tensor).
 
-    Products are fp32 over blocks of BLOCK_TOKENS tokens, their sums float64: 8 k^2 bytes for the
-    sum, of which only the upper triangle is used, by block rows, and 4 BLOCK_ROWS k for a product.
-    So H is exactly symmetric. Only real tokens may be added: mask padding before, or give it
-    weight 0.
-
-    On CUDA these are torch's own calls too, which cuBLAS runs at the device's rate. torch computes
-    such products in full fp32 unless TF32 was asked for; leave it off here.
+    Products are fp32 over at most BLOCK_TOKENS tokens, their sums float64: 8 k^2 bytes, of which
+    only the upper triangle is used (:func:`mmq_ext.ops.hessian_update`). So H is exactly symmetric.
+    Only real tokens may be added: mask padding before, or give it weight 0.
     """
 
     def __init__(self, k: int, *, name: str = "input", device: torch.device | None = None) -> None:
@@ -88,12 +85,14 @@ class Hessian:
         else:
             self._weight_sum += float(lam.sum(dtype=torch.float64))
             rows = rows * lam.sqrt()[:, None]
-        for block in torch.split(rows, BLOCK_TOKENS):
-            if self._pending_tokens + block.shape[0] > BLOCK_TOKENS:
-                self._flush()
+        if self._pending_tokens + rows.shape[0] > BLOCK_TOKENS:
+            self._flush()
+        if rows.shape[0] >= BLOCK_TOKENS:
+            ops.hessian_update(self._sum, rows)
+        else:
             # A copy: the caller may reuse the memory of x before the block is full.
-            self._pending.append(block.clone())
-            self._pending_tokens += block.shape[0]
+            self._pending.append(rows.clone())
+            self._pending_tokens += rows.shape[0]
 
     def _checked_weights(self, weights: Tensor, shape: torch.Size) -> Tensor:
         if weights.shape != shape:
@@ -108,13 +107,7 @@ class Hessian:
 
     def _flush(self) -> None:
         if self._pending:
-            x = self._pending[0] if len(self._pending) == 1 else torch.cat(self._pending)
-            product = x.new_empty(BLOCK_ROWS * self.k)
-            for a in range(0, self.k, BLOCK_ROWS):
-                b = min(a + BLOCK_ROWS, self.k)
-                part = product[: (b - a) * (self.k - a)].view(b - a, self.k - a)
-                torch.mm(x[:, a:b].T, x[:, a:], out=part)
-                self._sum[a:b, a:] += part
+            ops.hessian_update(self._sum, torch.cat(self._pending))
             self._pending.clear()
             self._pending_tokens = 0
 

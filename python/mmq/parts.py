@@ -5,7 +5,8 @@ A part is what quantizing one component changes: its packed linears, and the den
 took an AWQ scale. Parts that are calibrated on the full-precision upstream do not depend on each
 other, so any combination of them is, bit by bit, the model that one call of ``mmq.quantize`` makes
 of the same recipe. Calibrated behind quantized components, a part belongs to those it was made
-behind, and to no others.
+behind, and to no others; token weights and corrections need the unquantized model then, and their
+parts are made all at once.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmq.architectures import COMPONENTS, Component
+from mmq.correction import corrects
 from mmq.errors import MmqError
 from mmq.linear import Layout, QuantLinear
 from mmq.manifest import LinearRecord
@@ -67,39 +69,83 @@ def quantize_part(
       upstream: the parts of the components before it, which stand in the model meanwhile; needed
         where the plan's recipe says ``upstream: quantized`` and of no effect otherwise.
 
-    Raises MmqError as ``mmq.quantize``, and for a tied head, whose untying is not undone.
+    Raises MmqError as ``mmq.quantize``, for a tied head, whose untying is not undone, and with
+    ``upstream`` for a plan that needs :func:`quantize_parts`.
     """
-    mine = plan.only(component)
-    tied = [unit.path for unit, _ in mine.quantized() if unit.tied]
+    if upstream and looks_back(plan):
+        raise MmqError(
+            "parts: token weights and corrections look at the full-precision model, which is not "
+            "there behind quantized parts; quantize_parts makes all at once"
+        )
+    with assembled(model, upstream):
+        return _parts(model, plan.only(component), samples, [component])[0]
+
+
+def quantize_parts(model: nn.Module, plan: Plan, samples: Sequence[Sample] | None) -> list[Part]:
+    """All components that ``plan`` quantizes, in the order of calibration, each as it is in
+    ``mmq.quantize`` of the whole; ``model`` is dense and stays as it was.
+
+    Raises MmqError as :func:`quantize_part`.
+    """
+    chosen = {unit.component for unit, _ in plan.quantized()}
+    return _parts(model, plan, samples, [name for name in COMPONENTS if name in chosen])
+
+
+def looks_back(plan: Plan) -> bool:
+    """Whether components behind quantized ones are compared with the full-precision model."""
+    calibration = plan.recipe.calibration
+    return calibration.upstream == "quantized" and (
+        calibration.token_weights != "none" or corrects(plan.quantized())
+    )
+
+
+def _parts(
+    model: nn.Module,
+    plan: Plan,
+    samples: Sequence[Sample] | None,
+    components: Sequence[Component],
+) -> list[Part]:
+    """What ``mmq.quantize`` makes of ``components``, which are all that ``plan`` quantizes."""
+    owners = {unit.path: unit.component for unit, _ in plan.quantized()}
+    tied = [unit.path for unit, _ in plan.quantized() if unit.tied]
     if tied:
         raise MmqError(f"{tied[0]}: expected a head of its own weight in a part, got a tied one")
-    modules = {unit.path: model.get_submodule(unit.path) for unit, _ in mine.quantized()}
-    below = tuple(f"{prefix}." for prefix in prefixes_of(model, component))
+    modules = {path: model.get_submodule(path) for path in owners}
+    below = {
+        name: tuple(f"{prefix}." for prefix in prefixes_of(model, name)) for name in components
+    }
     before = {
         name: (parameter, parameter.detach().clone())
         for name, parameter in model.named_parameters()
-        if f"{name}.".startswith(below)
+        if any(f"{name}.".startswith(prefixes) for prefixes in below.values())
     }
     try:
-        with assembled(model, upstream):
-            manifest = quantize(model, mine, samples)
-            packed = {
-                path: module
-                for path in modules
-                if isinstance(module := model.get_submodule(path), QuantLinear)
-            }
-            dense = {
-                name: parameter.detach().clone()
-                for name, (parameter, old) in before.items()
-                if name.rpartition(".")[0] not in modules and not torch.equal(parameter, old)
-            }
+        records = quantize(model, plan, samples).linears
+        made = {
+            path: module
+            for path in modules
+            if isinstance(module := model.get_submodule(path), QuantLinear)
+        }
+        dense = {
+            name: parameter.detach().clone()
+            for name, (parameter, old) in before.items()
+            if name.rpartition(".")[0] not in modules and not torch.equal(parameter, old)
+        }
     finally:
         for path, module in modules.items():
             model.set_submodule(path, module)
         with torch.no_grad():
             for parameter, old in before.values():
                 parameter.copy_(old)
-    return Part(component, packed, dense, tuple(manifest.linears))
+    return [
+        Part(
+            component,
+            {path: module for path, module in made.items() if owners[path] == component},
+            {n: x for n, x in dense.items() if f"{n}.".startswith(below[component])},
+            tuple(record for record in records if owners[record.path] == component),
+        )
+        for component in components
+    ]
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from torch import Tensor
 from mmq.packed import PackedWeight
 
 TRACE_BLOCK: Final = 256  # Columns per product of output_error.
+LEAST_SHARE: Final = 0.25  # Of GPTQ's loss that undamped_error may leave: digits cancel.
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,18 @@ def output_error(difference: Tensor, hessian: Tensor) -> float:
     return float(total) / 2
 
 
+def undamped_error(loss: float, ridge: float, difference: Tensor, hessian: Tensor) -> float | None:
+    """:func:`output_error` without its product, from what GPTQ's loop has summed up.
+
+    The loop's errors are E = D U^-1, and with (H + ridge I)^-1 = U^T U, sum e^2 / 2 is
+    tr(D (H + ridge I) D^T) / 2 over the columns of positive diagonal; the others have no error.
+    None where so little is left without the ridge that rounding would show.
+    """
+    norms = torch.linalg.vector_norm(difference, dim=0).double().square()
+    error = loss - ridge / 2 * float(norms[hessian.diagonal() > 0].sum())
+    return error if error >= LEAST_SHARE * loss else None
+
+
 def make_report(
     name: str,
     weight: Tensor,
@@ -102,6 +115,7 @@ def make_report(
     notes: tuple[str, ...] = (),
     gptq: GptqDetails | None = None,
     awq: AwqDetails | None = None,
+    ridge: float | None = None,
 ) -> Report:
     """Measures ``packed`` against the matrix that its ``dequantize()`` stands for.
 
@@ -111,12 +125,17 @@ def make_report(
       packed: the result.
       hessian: float32 [k, k] in the convention of :class:`mmq.hessian.Hessian`, of x / s; or None.
       notes, gptq, awq: recorded as they are.
+      ridge: with it ``gptq.loss`` is that of :func:`undamped_error`, which is then used; None
+        measures the output error by a product.
     """
     weight = weight.detach().float()
     difference = packed.dequantize().sub_(weight)
     error = relative = None
     if hessian is not None:
-        error = output_error(difference, hessian)
+        if ridge is not None and gptq is not None and gptq.loss is not None:
+            error = undamped_error(gptq.loss, ridge, difference, hessian)
+        if error is None:
+            error = output_error(difference, hessian)
         total = output_error(weight, hessian)
         relative = error / total if total > 0 else 0.0
     if packed.in_scale is not None:

@@ -131,6 +131,14 @@ def quantization_rows(isas: list[str]) -> list[dict[str, object]]:
                 wrong += sum(int((a != b).sum()) for a, b in zip(got, found, strict=True))
             add("awq_errors", isa, f"N={n} K={k} g=128 T=17", share)
             add("grid_search", isa, f"N={n} K={k} g=128", wrong)
+        for k in (33, 1408):
+            total, x = torch.zeros(k, k, dtype=torch.float64), torch.randn(600, k)
+            want, bound = reference.hessian_update(total, x)
+            with running(isa):
+                ops.hessian_update(total, x)
+            upper = bound > 0
+            share = worst_share(total[upper], want[upper], bound[upper])
+            add("hessian_update", isa, f"K={k} T=600", share)
     return rows
 
 

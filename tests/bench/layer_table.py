@@ -4,9 +4,10 @@
     python tests/bench/layer_table.py [hessian gptq awq]
 
 ``hessian``: T tokens into the accumulator, beside one product x^T x over the same tokens; the rate
-is that of half its work. ``gptq``: ``mmq.gptq`` on a Hessian at hand, without and with the report's
-two error measurements, beside algorithm 1; tr(D H D^T) / 2 of both. ``awq``: the search over 20
-exponents, all exact or ranked, beside 20 evaluations in torch; statistics at hand.
+is that of half its work. ``gptq``: ``mmq.gptq`` on a Hessian at hand, without and with its report
+(which measures the size of the outputs by a product), beside algorithm 1; tr(D H D^T) / 2 of both.
+``awq``: the search over 20 exponents, all exact or ranked, beside 20 evaluations in torch;
+statistics at hand.
 Both sides alternate; times are medians, the spread is (max - min) / median, ratios are medians over
 rounds. The last line is JSON.
 """
@@ -95,25 +96,25 @@ def gptq_row(k: int, n: int, rounds: int) -> Row:
     w = torch.randn(n, k, generator=torch.Generator().manual_seed(1)) * 0.02
     h, spec = stats_of(inputs(k, 5120)).hessian, mmq.QuantSpec(BITS, GROUP)
     plain = GptqOptions(order="none")
-    packed = {}
+    packed, reports, mean = {}, {}, float(h.diagonal().mean())
 
     def quantize(name: str, options: GptqOptions) -> None:
-        packed[name], report = mmq.gptq(w, h, spec, options)
-        errors[name] = report.output_error
+        packed[name], reports[name] = mmq.gptq(w, h, spec, options)
 
-    errors: dict[str, float | None] = {}
-
-    def loop() -> None:
-        errors["loop"] = output_error(gptq_loop(w, h, BITS, GROUP) - w, h)
+    def report() -> None:
+        details = reports["group"].gptq
+        make_report("w", w, packed["group"], h, gptq=details, ridge=details.damp * mean)
 
     sides: dict[str, Callable[[], object]] = {
         "mmq.gptq": lambda: quantize("group", GptqOptions()),
         "mmq.gptq order none": lambda: quantize("none", plain),
-        "its report alone": lambda: make_report("w", w, packed["group"], h),
+        "its report alone": report,
         "algorithm 1": lambda: gptq_loop(w, h, BITS, GROUP),
     }
     row = compare("gptq", f"{k} -> {n}", sides, rounds)
-    loop()
+    results = {name: found.dequantize() for name, found in packed.items()}
+    results["loop"] = gptq_loop(w, h, BITS, GROUP)
+    errors = {name: output_error(result - w, h) for name, result in results.items()}
     told = ", ".join(f"{name} {value:.3f}" for name, value in errors.items())
     without = row["mmq.gptq"]["ms"] - row["its report alone"]["ms"]  # type: ignore[index]
     ratio = row["algorithm 1"]["ms"] / without  # type: ignore[index]

@@ -20,8 +20,18 @@ from mmq_evals.study.importance import (
     joint_grid,
     missing_levels,
 )
+from mmq_evals.study.repeats import compare_options, runs_of, seed_spread
 from mmq_evals.study.samples import RESAMPLES
-from mmq_evals.study.table import GROUPING, Grid, Table, grids, has, read_table, target_text
+from mmq_evals.study.table import (
+    GROUPING,
+    Grid,
+    Table,
+    base_of,
+    grids,
+    has,
+    read_table,
+    target_text,
+)
 
 FORMAT = "mmq-analysis"
 FORMAT_VERSION = 1
@@ -56,8 +66,10 @@ def analyze(path: Path, options: Options = Options()) -> Data:
         path: a table or its folder, see `read_table`.
 
     Returns:
-        Plain JSON data: ``models``, each with ``targets``, each with ``grids`` (one method with one
-        set of options), ``methods`` (pairs of grids on common cells), ``bins`` and ``front``.
+        Plain JSON data: ``models``, each with ``targets`` and ``repeats``. Every target has
+        ``grids`` (one method with one set of options), ``methods`` (pairs of grids on common
+        cells), ``bins`` and ``front``. Grids that only say what an option does to a method are none
+        of these; they stand in ``repeats``, see `compare_options`, beside the spread over seeds.
 
     Raises:
         EvalError: as `read_table`, `grids` and `importance`.
@@ -79,7 +91,8 @@ def read(path: Path, options: Options) -> Table:
 
 def analyze_table(table: Table, options: Options) -> Data:
     """`analyze` of a table that was read by `read`."""
-    found = grids(table, options.by)
+    everything = grids(table, options.by)
+    found = main_part(everything)
     # In the order of the table; the grids come by method.
     models = [
         model
@@ -98,27 +111,69 @@ def analyze_table(table: Table, options: Options) -> Data:
             "notes": list(table.notes),
         },
         "seed": options.seed,
-        "models": [
+        "models": [_model(table, everything, found, model, options) for model in models],
+    }
+
+
+def main_part(everything: Sequence[Grid]) -> list[Grid]:
+    """Without the grids that are there to show what an option does: those with options, and the
+    smaller ones without that they are compared with."""
+    bases = [(grid, base_of(grid, everything)) for grid in everything]
+    sides = {id(grid) for grid, base in bases if base is not None}
+    for _, base in bases:
+        if base is not None and any(
+            len(other.cells) > len(base.cells)
+            for other in everything
+            if not other.options
+            and all(other.key.get(c) == base.key.get(c) for c in ("model", "method"))
+        ):
+            sides.add(id(base))
+    return [grid for grid in everything if id(grid) not in sides]
+
+
+def _model(
+    table: Table, everything: Sequence[Grid], found: Sequence[Grid], model: str, options: Options
+) -> Data:
+    mine = [grid for grid in everything if grid.model == model]
+    runs = [run for grid in mine for run in runs_of(grid)]
+    targets = [t for t in table.targets if any(has(run, t) for run in runs)]
+    # KL is a measure of damage, not a score: it has no place but beside other repeated runs.
+    tasks = dict.fromkeys(t.split(".")[1] for t in targets if t.startswith("score."))
+    kl = [t for t in (f"agreement.{task}.kl" for task in tasks) if any(has(r, t) for r in runs)]
+    evidence = {}
+    for target in (*targets, *kl):
+        full = next((g.full for g in mine if g.full is not None and has(g.full, target)), None)
+        evidence[target] = gather(
+            table.path.parent, runs, target, full, seed=options.seed, resamples=options.resamples
+        )
+    return {
+        "model": model,
+        "targets": [
+            _target(found, model, evidence[target], options)
+            for target in targets
+            if any(has(run, target) for g in found if g.model == model for run in g.cells.values())
+        ],
+        "repeats": [
             {
-                "model": model,
-                "targets": [
-                    _target(table, found, model, target, options)
-                    for target in table.targets
-                    if any(
-                        has(run, target)
-                        for grid in found
-                        if grid.model == model
-                        for run in grid.cells.values()
-                    )
+                "target": target,
+                "name": target_text(target),
+                "unit": "nats" if target in kl else "points",
+                "seeds": [
+                    row
+                    for grid in mine
+                    if base_of(grid, mine) is None
+                    for row in seed_spread(grid, evidence[target])
                 ],
+                "options": compare_options(mine, evidence[target]),
             }
-            for model in models
+            for target in (*targets, *kl)
         ],
     }
 
 
-def _target(table: Table, found: Sequence[Grid], model: str, target: str, options: Options) -> Data:
+def _target(found: Sequence[Grid], model: str, evidence: Evidence, options: Options) -> Data:
     """One target of one model, of whose grids some may lack the target."""
+    target = evidence.target
     members = [
         grid
         for grid in found
@@ -126,9 +181,6 @@ def _target(table: Table, found: Sequence[Grid], model: str, target: str, option
     ]
     runs = [run for grid in members for run in grid.cells.values()]
     full = next((g.full for g in members if g.full is not None and has(g.full, target)), None)
-    evidence = gather(
-        table.path.parent, runs, target, full, seed=options.seed, resamples=options.resamples
-    )
     size = next((name for name in SIZES if any(has(run, name) for run in runs)), None)
     points = _points(members, evidence, size)
     return {

@@ -19,7 +19,16 @@ import torch
 from torch import nn
 
 from mmq.architectures import COMPONENTS, Component
-from mmq.parts import Part, assembled, load_part, prefixes_of, quantize_part, save_part
+from mmq.parts import (
+    Part,
+    assembled,
+    load_part,
+    looks_back,
+    prefixes_of,
+    quantize_part,
+    quantize_parts,
+    save_part,
+)
 from mmq.plan import Plan, plan
 from mmq.recipe import parse_recipe
 from mmq.stored import account
@@ -136,23 +145,41 @@ class Bench:
     def _parts_of(self, subject: _Subject, decided: Plan, run: Run) -> list[Part]:
         """The parts of a run in the order of calibration, made where there is none on disk."""
         recipe = decided.recipe
+
+        def samples() -> list[Any]:
+            return self._samples(subject, recipe.calibration.samples, recipe.seed)
+
+        keys = [
+            (component, run.parts[component]) for component in COMPONENTS if component in run.parts
+        ]
+        known = [self._known(key) for _, key in keys]
+        if looks_back(decided) and not all(known):
+            made = quantize_parts(subject.model, decided, samples())
+            known = [self._keep(part, key) for part, (_, key) in zip(made, keys, strict=True)]
         parts: list[Part] = []
-        for component in COMPONENTS:
-            key = run.parts.get(component)
-            if key is None:
-                continue
-            part = self._parts.get(key)
-            path = self._folder / PARTS_NAME / f"{key}.safetensors"
-            if part is None and path.is_file():
-                part = load_part(path)
+        for (component, key), part in zip(keys, known, strict=True):
             if part is None:
-                samples = self._samples(subject, recipe.calibration.samples, recipe.seed)
                 upstream = parts if recipe.calibration.upstream == "quantized" else []
-                part = quantize_part(subject.model, decided, component, samples, upstream)
-                save_part(part, path)
-            self._parts.put(key, part, _size(part))
+                part = quantize_part(subject.model, decided, component, samples(), upstream)
+                self._keep(part, key)
             parts.append(part)
         return parts
+
+    def _known(self, key: str) -> Part | None:
+        """A part in memory or on disk."""
+        part, path = self._parts.get(key), self._path(key)
+        if part is None and path.is_file():
+            part = load_part(path)
+            self._parts.put(key, part, _size(part))
+        return part
+
+    def _keep(self, part: Part, key: str) -> Part:
+        save_part(part, self._path(key))
+        self._parts.put(key, part, _size(part))
+        return part
+
+    def _path(self, key: str) -> Path:
+        return self._folder / PARTS_NAME / f"{key}.safetensors"
 
 
 @contextmanager

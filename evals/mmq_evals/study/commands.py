@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import time
@@ -15,7 +16,8 @@ from mmq_evals.rows import Shard
 from mmq_evals.run import make_folder
 
 REPORT_SECONDS: Final = 5.0
-FAILED: Final = 1  # The exit code where runs failed.
+INTERRUPTED: Final = 130
+FAILED: Final = 1  # The exit code where runs failed or remain.
 
 
 def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,14 +45,16 @@ def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_sweep(args: argparse.Namespace) -> tuple[str, int]:
-    """Runs a sweep; its summary, and the exit code: 1 where a run failed.
+    """Runs a sweep; its summary, and the exit code: 1 where runs failed or remain, 128 and its
+    number after a signal. What remains is told on stderr.
 
     Raises EvalError for bad input, before any run.
     """
     from mmq_evals.study import executors
     from mmq_evals.study.runs import plan_study, write_plan
+    from mmq_evals.study.stopping import Stopped, stoppable
     from mmq_evals.study.store import RESULTS_NAME, Store, write_parquet
-    from mmq_evals.study.sweep import rows_of
+    from mmq_evals.study.sweep import remaining, rows_of
 
     threads = _threads(args)
     out = Path(args.out)
@@ -77,13 +81,20 @@ def run_sweep(args: argparse.Namespace) -> tuple[str, int]:
         print(f"{skipped} of {len(planned.runs)} runs are done", file=sys.stderr)
     plan_file = write_plan(planned, out)
     report = _reporter(planned, args.workers)
-    if args.shard is not None:
-        shard = Shard.parse(args.shard)
-        executors.run_shard(plan_file, shard, threads, report)
-    elif args.ray is not None:
-        executors.run_on_ray(plan_file, args.ray, args.workers, threads, report)
-    else:
-        executors.run_here(plan_file, args.workers, threads, report)
+    lost: list[str] = []
+    stopped = 0
+    try:
+        with stoppable():
+            if args.shard is not None:
+                shard = Shard.parse(args.shard)
+                executors.run_shard(plan_file, shard, threads, report)
+            elif args.ray is not None:
+                lost = executors.run_on_ray(plan_file, args.ray, args.workers, threads, report)
+            else:
+                lost = executors.run_here(plan_file, args.workers, threads, report)
+    except KeyboardInterrupt as signal:
+        stopped = signal.exit_code if isinstance(signal, Stopped) else INTERRUPTED
+        lost = [f"stopped by {signal}" if isinstance(signal, Stopped) else "interrupted"]
     store = Store(out)
     try:
         store.refresh()
@@ -92,18 +103,19 @@ def run_sweep(args: argparse.Namespace) -> tuple[str, int]:
             write_parquet({row["run_id"]: row for row in rows}, out / "results.parquet")
     finally:
         store.close()
+    left = remaining(planned, store)
+    for line in (*lost, left):
+        if line:
+            print(f"mmq: {line}", file=sys.stderr)
     failed = [row for row in rows if row["status"] == "failed"]
     lines = [f"  failed: {row['run_id']} ({row['model']}): {row['error']}" for row in failed[:10]]
     if len(failed) > 10:
         lines.append(f"  ... and {len(failed) - 10} more")
-    left = len(planned.runs) - len(rows)
-    if left:
-        lines.append(f"  {left} runs are in other processes' hands or were lost with them")
     lines.append(
         f"{len(rows) - skipped} runs in {time.monotonic() - started:.0f} s, {skipped} were done "
         f"before, {len(failed)} failed: {out / RESULTS_NAME}"
     )
-    return "\n".join(lines), FAILED if failed else 0
+    return "\n".join(lines), stopped or (FAILED if failed or left else 0)
 
 
 def _study(args: argparse.Namespace) -> Any:
@@ -174,12 +186,14 @@ def _reporter(planned: Any, workers: int) -> Any:
         rows = rows_of(planned, store)
         left = seconds_left(planned, rows, workers)
         failed = sum(row["status"] == "failed" for row in rows)
-        print(
-            f"{len(rows)} of {len(planned.runs)} runs"
-            + (f", {failed} failed" if failed else "")
-            + ("" if left is None else f", {left:.0f} s left"),
-            file=sys.stderr,
-            flush=True,
-        )
+        line = f"{len(rows)} of {len(planned.runs)} runs"
+        line += f", {failed} failed" if failed else ""
+        # A pipe that nobody reads any more ends the progress, not the sweep.
+        with contextlib.suppress(OSError):
+            print(
+                line + ("" if left is None else f", {left:.0f} s left"),
+                file=sys.stderr,
+                flush=True,
+            )
 
     return report

@@ -130,7 +130,7 @@ def _excesses(
         rows.append({"bits": list(bits), **estimate_data(evidence.combination(whole))})
         if full.id in evidence.resampled:
             drawn = sum((w * evidence.resampled[run.id] for w, run in whole), np.zeros(()))
-            p_values[str(len(rows) - 1)] = _normal_p(rows[-1]["value"], float(np.std(drawn)))
+            p_values[str(len(rows) - 1)] = normal_p(rows[-1]["value"], float(np.std(drawn)))
     significant = [int(key) for key, p in holm(p_values).items() if p < 0.05]
     return {
         "mean": estimate_data(evidence.combination(everything)) if cells else None,
@@ -141,7 +141,7 @@ def _excesses(
     }
 
 
-def _normal_p(value: float, deviation: float) -> float:
+def normal_p(value: float, deviation: float) -> float:
     """Two-sided p-value of a mean that is normal around zero; bootstrap tails end at 1/B."""
     if deviation <= 0.0:
         return 1.0 if abs(value) < 1e-12 else 0.0

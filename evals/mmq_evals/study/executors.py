@@ -3,13 +3,15 @@
 
 All run the same function on the same folder (sweep.py), which every machine must see under the same
 path; its file system must know locks (NFS from version 4 on does). A killed process loses the run
-it had in hand, which another takes or a later sweep does.
+it had in hand, which another takes or a later sweep does. Who started the processes is told how
+each of those ended that did not get to the end.
 """
 
 from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -19,21 +21,22 @@ from typing import Any, Final
 
 from mmq_evals.errors import EvalError
 from mmq_evals.rows import WHOLE, Shard
+from mmq_evals.study.runs import read_plan
 from mmq_evals.study.store import Store
-from mmq_evals.study.sweep import work
+from mmq_evals.study.sweep import remaining, work
 
 POLL_SECONDS: Final = 1.0
 Report = Callable[[Store], None]
 
 
-def run_here(plan_file: Path, workers: int, threads: int, report: Report) -> None:
+def run_here(plan_file: Path, workers: int, threads: int, report: Report) -> list[str]:
     """In this process, or in as many new ones as asked for; ``report`` is called now and then.
 
-    Raises EvalError where a process ends with an error; the others go on to the end.
+    Returns a line for every process that did not get to the end. The others go on without it.
     """
     if workers == 1:
         run_shard(plan_file, WHOLE, threads, report)
-        return
+        return []
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, "-m", "mmq_evals.study.executors", str(plan_file)]
     processes = [
@@ -53,12 +56,16 @@ def run_here(plan_file: Path, workers: int, threads: int, report: Report) -> Non
     finally:
         store.close()
         codes = [process.wait() for process in processes]
-    failed = [code for code in codes if code != 0]
-    if failed:
-        raise EvalError(
-            f"workers: {len(failed)} of {workers} ended with exit code {failed[0]}; the same "
-            "command goes on with what is left"
-        )
+    return [f"worker {rank}: {_ending(code)}" for rank, code in enumerate(codes) if code != 0]
+
+
+def _ending(code: int) -> str:
+    """How a process ended, from what `Popen.wait` says."""
+    if code > 0:
+        return f"ended with exit code {code}"
+    name = signal.Signals(-code).name
+    # The system's own way out of a shortage of memory leaves no other trace.
+    return f"ended by {name}" + (" (out of memory?)" if -code == signal.SIGKILL else "")
 
 
 def run_shard(plan_file: Path, shard: Shard, threads: int, report: Report) -> None:
@@ -67,11 +74,14 @@ def run_shard(plan_file: Path, shard: Shard, threads: int, report: Report) -> No
     work(plan_file, shard.rank, shard.count, report)
 
 
-def run_on_ray(plan_file: Path, address: str, workers: int, threads: int, report: Report) -> None:
+def run_on_ray(
+    plan_file: Path, address: str, workers: int, threads: int, report: Report
+) -> list[str]:
     """In ``workers`` tasks of a Ray cluster, each with ``threads`` of its processors.
 
     ``address`` is the cluster's, or "local" for one that is started here and ends with the sweep.
-    Raises EvalError where Ray is not installed or the cluster does not answer.
+    Returns as :func:`run_here`. Raises EvalError where Ray is not installed or the cluster does not
+    answer.
     """
     try:
         import ray
@@ -87,9 +97,11 @@ def run_on_ray(plan_file: Path, address: str, workers: int, threads: int, report
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise EvalError(f"ray: no cluster at {address}: {error}") from error
     store = Store(plan_file.parent)
+    lost: list[str] = []
     try:
         remote = ray.remote(num_cpus=threads, max_retries=0)(_work)
         pending = [remote.remote(str(plan_file), rank, workers, threads) for rank in range(workers)]
+        names = {reference: f"worker {rank}" for rank, reference in enumerate(pending)}
         while pending:
             finished, pending = ray.wait(pending, timeout=POLL_SECONDS)
             store.refresh()
@@ -98,10 +110,11 @@ def run_on_ray(plan_file: Path, address: str, workers: int, threads: int, report
                 try:
                     ray.get(reference)
                 except ray.exceptions.RayError as error:
-                    raise EvalError(f"ray: a worker ended: {str(error).splitlines()[0]}") from error
+                    lost.append(f"{names[reference]}: {str(error).splitlines()[0]}")
     finally:
         store.close()
         ray.shutdown()
+    return lost
 
 
 def slurm_script(arguments: Sequence[str], workers: int, threads: int) -> str:
@@ -134,10 +147,14 @@ def _main(plan_file: str, rank: int, count: int, threads: int) -> None:
 
     def check(store: Store) -> None:
         if os.getppid() != parent:
-            sys.exit(0)
+            left = remaining(read_plan(Path(plan_file)), store)
+            sys.exit(f"mmq: worker {rank}: the sweep that started it is gone; {left}")
 
     _use_threads(threads)
-    work(Path(plan_file), rank, count, check)
+    try:
+        work(Path(plan_file), rank, count, check)
+    except KeyboardInterrupt:  # which the one that started this got, too, and tells
+        sys.exit(130)
 
 
 if __name__ == "__main__":

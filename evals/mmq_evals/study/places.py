@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmq.architectures import COMPONENTS
+from mmq.options import AwqOptions, GptqOptions
+from mmq.recipe import Calibration
 
 UNTOUCHED = 16.0
 LAYER_TYPES = ("attention", "mlp")
@@ -19,6 +21,7 @@ WORDS = frozenset((*COMPONENTS, "front", "middle", "end", *LAYER_TYPES))
 # Axes that are columns of the table as well, and those that only say widths.
 _COLUMNS = ("method", "group_size", "zero", "clip", "seed", "calibration.upstream")
 _WIDTHS = ("bits", "layer_type")
+_DEFAULTS = {"gptq": GptqOptions(), "awq": AwqOptions(), "calibration": Calibration()}
 
 Widths = Mapping[str, float]
 
@@ -87,10 +90,20 @@ def _even(widths: Widths, whole: Widths, suffix: str) -> bool:
 
 
 def options_of(levels: Mapping[str, Any]) -> tuple[str, ...]:
-    """Settings among the axes for which a table has no column, as text."""
-    return tuple(
-        f"{axis.removeprefix('calibration.').replace('_', ' ')} "
-        + (value if isinstance(value, str) else json.dumps(value, sort_keys=True))
-        for axis, value in sorted(levels.items())
-        if axis not in (*_COLUMNS, *_WIDTHS) and not is_selector(axis)
-    )
+    """Settings among the axes for which a table has no column, as text; what is a default anyway
+    is no option."""
+    found = []
+    for axis, value in sorted(levels.items()):
+        if axis in (*_COLUMNS, *_WIDTHS) or is_selector(axis):
+            continue
+        place, colon, setting = axis.rpartition(":")
+        owner = setting.partition(".")[0]
+        single = [(setting.removeprefix("calibration."), value)]
+        # Parquet fills what other rows have with nulls.
+        found += [
+            f"{place + ' ' if colon else ''}{key.replace('_', ' ')} "
+            + (level if isinstance(level, str) else json.dumps(level, sort_keys=True))
+            for key, level in (value.items() if isinstance(value, Mapping) else single)
+            if level is not None and level != getattr(_DEFAULTS.get(owner), key, None)
+        ]
+    return tuple(found)

@@ -69,7 +69,7 @@ def read_samples(
     Args:
         folder: that of the table, to which the runs' ``rows`` are relative.
         runs: their column ``rows`` names the folder of an evaluation.
-        target: ``score.<task>.<metric>`` or ``agreement.<task>.<measure>``.
+        target: ``score.<task>.<metric>`` or ``agreement.<task>.<measure>``, KL among them.
         full: what agreement is measured against.
 
     Raises:
@@ -82,7 +82,12 @@ def read_samples(
     without = [run.id for run in runs if not _file(folder, run, task).is_file()]
     if without:
         return f"{len(without)} of {len(runs)} runs have no rows per sample"
-    if kind == "agreement":
+    if (kind, metric) == ("agreement", "kl"):
+        scored = [_divergence(_file(folder, run, task)) for run in runs]
+        if any(each is None for each in scored):
+            return "KL is not known, or not finite, for all samples"
+        per_run = [[each] for each in scored if each is not None]
+    elif kind == "agreement":
         if full is None or metric not in _AGREEMENT:
             return f"{metric} is not known per sample"
         reference = {str(row["id"]): row for row in read_rows(_file(folder, full, task))}
@@ -136,6 +141,23 @@ def _agreement(file: Path, reference: Mapping[str, Row], measure: str) -> dict[s
         return {key: (str(rows[key]["cluster"]), score) for key, score in found.items()}
     except (KeyError, TypeError, ValueError) as error:
         raise EvalError(f"rows: {file} is out of form: {error!r}") from None
+
+
+def _divergence(file: Path) -> dict[str, _Score] | None:
+    """By row its image and its mean KL over tokens; None where one is missing or not finite."""
+    logits = file.with_name(f"{file.stem}.logits.jsonl")
+    if not logits.is_file():
+        return None
+    images = {str(row["id"]): str(row["cluster"]) for row in read_rows(file)}
+    try:
+        found = {str(row["id"]): row["kl"] for row in read_rows(logits)}
+        if any(value is None for values in found.values() for value in values):
+            return None
+        return {
+            key: (images[key], sum(values) / len(values)) for key, values in found.items() if values
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise EvalError(f"rows: {logits} is out of form: {error!r}") from None
 
 
 # By part: row id to image and score.

@@ -35,7 +35,7 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.rows: dict[str, Row] = {}
-        self._read = 0
+        self._read, self._file = 0, 0
         self._claims = os.open(folder / CLAIMS_NAME, os.O_RDWR | os.O_CREAT, 0o666)
 
     def close(self) -> None:
@@ -51,6 +51,9 @@ class Store:
         if not path.exists():
             return
         with path.open("rb") as file:
+            inode = os.fstat(file.fileno()).st_ino
+            if inode != self._file:  # another process took failed runs out
+                self.rows, self._read, self._file = {}, 0, inode
             file.seek(self._read)
             lines = file.read().split(b"\n")[:-1]
         for line in lines:
@@ -84,7 +87,6 @@ class Store:
                     file.flush()
                     os.fsync(file.fileno())
                 work.replace(path)
-                self.rows, self._read = {}, 0
                 self.refresh()
         return forgotten
 

@@ -42,8 +42,9 @@ def work(
 ) -> int:
     """Does what is left of a plan, from the ``rank``-th of ``count`` equal places on.
 
-    ``report`` is called after every run of this process. Returns how many runs it did; what is then
-    not done is in other processes' hands.
+    Returns when every run is done, with how many this process did. While the last ones are in other
+    processes' hands it waits, and takes over what one that dies lets go of. ``report`` is called
+    after every run of this process, and now and then while it waits.
     """
     planned, folder = read_plan(plan_file), plan_file.parent
     for name in (PARTS_NAME, ROWS_NAME):
@@ -58,22 +59,35 @@ def work(
             before = done
             store.refresh()
             for run in ordered:
-                if run.run_id not in store.rows and _take(store, bench, known, run):
+                if run.run_id not in store.rows and _take(store, bench, known, run, report):
                     done += 1
                     report(store)
-            if done == before:
+            if known.keys() <= store.rows.keys():
                 return done
+            if done == before:
+                _wait(store, report)
     finally:
         store.close()
 
 
-def _take(store: Store, bench: Bench, known: dict[str, Run], run: Run) -> bool:
+def _wait(store: Store, report: Callable[[Store], None]) -> None:
+    time.sleep(POLL_SECONDS)
+    store.refresh()
+    report(store)
+
+
+def _take(
+    store: Store,
+    bench: Bench,
+    known: dict[str, Run],
+    run: Run,
+    report: Callable[[Store], None],
+) -> bool:
     """Does a run unless another process has it or has done it; its reference before it."""
     if run.reference is not None:
         while run.reference not in store.rows:
-            if not _take(store, bench, known, known[run.reference]):
-                time.sleep(POLL_SECONDS)  # another process is at it
-                store.refresh()
+            if not _take(store, bench, known, known[run.reference], report):
+                _wait(store, report)  # another process is at it
     with store.claim(run.run_id) as mine:
         if not mine:
             return False
@@ -112,6 +126,12 @@ def _row(store: Store, bench: Bench, run: Run) -> Row:
 def rows_of(planned: Planned, store: Store) -> list[Row]:
     """The rows of a plan that are there, in its order."""
     return [store.rows[run.run_id] for run in planned.runs if run.run_id in store.rows]
+
+
+def remaining(planned: Planned, store: Store) -> str:
+    """What to say of a sweep that ends before its time, empty where nothing is left to do."""
+    left, total = len(planned.runs) - len(rows_of(planned, store)), len(planned.runs)
+    return f"{left} of {total} runs remain; the same command goes on with them" if left else ""
 
 
 def seconds_left(planned: Planned, rows: Sequence[Row], workers: int) -> float | None:

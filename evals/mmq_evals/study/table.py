@@ -10,36 +10,34 @@ names both.
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mmq_evals.errors import EvalError
+from mmq_evals.study.columns import (
+    FULL_METHODS,
+    Record,
+    Value,
+    bit_columns,
+    check_ids,
+    chosen,
+    number_in,
+    score_columns,
+    width_in,
+    with_agreement,
+)
 from mmq_evals.study.places import levels_of, options_of, places_of
 from mmq_evals.study.readers import READERS, find_file
 
 FULL_BITS = 16.0
-# What tells two runs of equal widths apart; columns that a table lacks do not count.
-GROUPING = ("model", "method", "group_size", "zero", "clip", "upstream", "mode", "seed")
-# The metric that stands for its task where a table has several; others are asked for by name.
-PRIMARY = ("cider", "r_mean", "accuracy_always")
-# Agreement with full precision, a share or a correlation: 1 where nothing has changed.
-AGREEMENT = ("identical_captions", "same_answers", "rank_correlation")
+# What tells two runs of equal widths apart; columns that a table lacks do not count. Runs that
+# differ in the seed of their calibration alone are repetitions of one cell.
+GROUPING = ("model", "method", "group_size", "zero", "clip", "upstream", "mode")
+SEED = "seed"
 METHODS = ("uniform", "rtn", "gptq", "awq")
-FULL_METHODS = ("none", "full", "full precision", "fp16", "fp32")
-# Columns of a number per run that are no scores, whatever their names hold.
-_OTHER = re.compile(r"^(low|high|diff|diff_low|diff_high|p|seconds|layer_errors)\.|size|bytes|bpw")
-_METRIC = re.compile(
-    r"cider|bleu|rouge|meteor|spice|acc|vqa|gqa|r_mean|recall|score|(^|_)(t|i|txt_|img_)?r@?\d+$",
-    re.IGNORECASE,
-)
-
-Value = Any
-Record = Mapping[str, Value]
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,8 @@ class Grid:
     """The runs of one model with one method and one set of options.
 
     ``cells`` are runs by widths, in the order of ``factors``; ``full`` is the untouched model,
-    which is among the cells, too.
+    which is among the cells, too. Of runs that differ in the calibration's seed the one of the
+    lowest seed is the cell, and all of them are its ``repetitions``.
     """
 
     label: str
@@ -95,6 +94,10 @@ class Grid:
     names: tuple[str, ...]
     cells: Mapping[tuple[float, ...], Run] = field(repr=False)
     full: Run | None = None
+    options: tuple[str, ...] = ()
+    repetitions: Mapping[tuple[float, ...], tuple[Run, ...]] = field(
+        default_factory=dict, repr=False
+    )
 
     def levels(self, target: str | None = None) -> list[list[float]]:
         """The widths of every factor, ascending; only of cells that have a target."""
@@ -146,23 +149,23 @@ def read_table(
     if not records:
         raise EvalError(f"results: {file} has no rows")
     columns = list(dict.fromkeys(key for record in records for key in record))
-    _check_ids(file, records)
+    check_ids(file, records)
     failed = [record for record in records if record.get("status", "done") != "done"]
     found = [record for record in records if record.get("status", "done") == "done"]
     if not found:
         raise EvalError(f"results: {file}: expected a finished run, got {len(failed)} failed ones")
     if failed:
         notes.append(f"{len(failed)} runs failed and are left out")
-    factors = _chosen("bits", bits, columns) or _bit_columns(file, columns)
-    done = _with_agreement(found)
+    factors = chosen("bits", bits, columns) or bit_columns(file, columns)
+    done = with_agreement(found)
     columns = list(dict.fromkeys(key for record in done for key in record))
-    targets = _chosen("scores", scores, columns) or _score_columns(file, columns, factors)
+    targets = chosen("scores", scores, columns) or score_columns(file, columns, factors)
     runs = []
     for number, record in enumerate(done, start=1):
         key = str(record.get("run_id", f"row {number}"))
         # A column counts as numeric, or the table is refused: nothing is dropped in silence.
-        widths = {column: _width(file, key, column, record.get(column)) for column in factors}
-        numbers = {column: _number(file, key, column, record.get(column)) for column in targets}
+        widths = {column: width_in(file, key, column, record.get(column)) for column in factors}
+        numbers = {column: number_in(file, key, column, record.get(column)) for column in targets}
         present = {column: width for column, width in widths.items() if width is not None}
         levels = {} if bits else levels_of(record)
         places = places_of(present, levels) if levels else (present,)
@@ -179,7 +182,8 @@ def grids(table: Table, by: Sequence[str] = GROUPING) -> list[Grid]:
     The untouched model of a model name belongs to every grid of it.
 
     Raises:
-        EvalError: two runs of one grid have the same widths, or a model is untouched twice.
+        EvalError: two runs of one grid have the same widths and seed, or a model is untouched
+            twice.
     """
     groups: dict[tuple[Any, ...], list[tuple[Mapping[str, float], Run]]] = {}
     full: dict[str, list[Run]] = {}
@@ -187,36 +191,59 @@ def grids(table: Table, by: Sequence[str] = GROUPING) -> list[Grid]:
         if str(run.values.get("method", "")).lower() in FULL_METHODS:
             full.setdefault(str(run.values.get("model", "")), []).append(run)
             continue
-        options = (*(_hashable(run.values.get(column)) for column in by), *run.options)
+        columns = tuple(_hashable(run.values.get(column)) for column in by)
         for place in run.places:
-            groups.setdefault((options, tuple(place)), []).append((place, run))
+            groups.setdefault((columns, run.options, tuple(place)), []).append((place, run))
     for model, runs in full.items():
         _check_full(table, model, runs)
     groups = dict(sorted(groups.items(), key=lambda group: _rank(by, group[0][0])))
     if not groups:
         raise EvalError(f"results: {table.path}: expected quantized runs, got full precision alone")
-    keys = [dict(zip(by, options, strict=False)) for options, _ in groups]
+    sizes: dict[tuple[Any, ...], int] = {}
+    for (columns, _, _), members in groups.items():
+        sizes[columns] = sizes.get(columns, 0) + len(members)
     found = []
-    for key, ((options, factors), members) in zip(keys, groups.items(), strict=True):
-        # Options stand in a label where they tell apart what model and method do not.
-        rivals = [
-            other
-            for other in keys
-            if all(other.get(column) == key.get(column) for column in ("model", "method"))
-        ]
-        parts = [str(key["method"])] if key.get("method") is not None else []
-        parts += [
-            f"{column.replace('_', ' ')} {value}"
-            for column, value in key.items()
-            if column not in ("model", "method")
-            and len({json.dumps(other.get(column)) for other in rivals}) > 1
-        ]
-        parts += options[len(by) :]
+    for (columns, options, factors), members in groups.items():
+        key = dict(zip(by, columns, strict=True))
         untouched = _fitting(full.get(str(key.get("model", "")), []), members, table.targets)
-        label = ", ".join(parts) or table.path.stem
-        key = {column: value for column, value in key.items() if value is not None}
-        found.append(_grid(table, label, key, factors, members, untouched))
+        label = ", ".join([*_label(by, columns, sizes), *options]) or table.path.stem
+        found.append(_grid(table, label, key, factors, members, untouched, options))
     return found
+
+
+def base_of(grid: Grid, everything: Sequence[Grid]) -> Grid | None:
+    """For a grid with options the one that differs from it in nothing else; None for others."""
+    if not grid.options:
+        return None
+    same = (g for g in everything if not g.options and g.factors == grid.factors)
+    return next((other for other in same if other.key == grid.key), None)
+
+
+def _label(
+    by: Sequence[str], columns: tuple[Value, ...], sizes: Mapping[tuple[Value, ...], int]
+) -> list[str]:
+    """The method, and the columns that tell it apart from others of its model.
+
+    Where one of them has more runs than all others together, it needs no more than the method.
+    """
+    key = dict(zip(by, columns, strict=True))
+    head = [str(key["method"])] if key.get("method") is not None else []
+    rivals = {
+        other: size
+        for other, size in sizes.items()
+        if all(dict(zip(by, other, strict=True)).get(c) == key.get(c) for c in ("model", "method"))
+    }
+    if 2 * sizes[columns] > sum(rivals.values()):
+        return head
+    differing = [
+        column
+        for index, column in enumerate(by)
+        if column not in ("model", "method")
+        and len({json.dumps(other[index]) for other in rivals}) > 1
+        # A mode is no more than another word for the upstream.
+        and not (column == "mode" and "upstream" in by)
+    ]
+    return head + [f"{column.replace('_', ' ')} {key[column]}" for column in differing]
 
 
 def _rank(by: Sequence[str], options: tuple[Any, ...]) -> int:
@@ -253,24 +280,31 @@ def _grid(
     factors: tuple[str, ...],
     members: Sequence[tuple[Mapping[str, float], Run]],
     full: Run | None,
+    options: tuple[str, ...],
 ) -> Grid:
-    cells: dict[tuple[float, ...], Run] = {}
+    by_seed: dict[tuple[float, ...], dict[float, Run]] = {}
     for place, run in members:
         bits = tuple(place[factor] for factor in factors)
-        if bits in cells:
-            one, two = cells[bits].values, run.values
+        known = by_seed.setdefault(bits, {})
+        seed = run.number(SEED) or 0.0
+        if seed in known:
+            one, two = known[seed].values, run.values
             differing = [c for c in one if c in two and one[c] != two[c] and c != "run_id"]
             raise EvalError(
-                f"results: {table.path}: {cells[bits].id} and {run.id} are both {label} with "
+                f"results: {table.path}: {known[seed].id} and {run.id} are both {label} with "
                 f"widths {width_text(bits)}; they differ in {', '.join(differing[:8]) or 'nothing'}"
                 " (a column that tells them apart can be named with --by)"
             )
-        cells[bits] = run
+        known[seed] = run
+    ordered = {bits: tuple(dict(sorted(runs.items())).values()) for bits, runs in by_seed.items()}
+    cells = {bits: runs[0] for bits, runs in ordered.items()}
     untouched = (FULL_BITS,) * len(factors)
     if full is not None:
         cells.setdefault(untouched, full)
     names = tuple(table.name(factor) for factor in factors)
-    return Grid(label, key, factors, names, cells, cells.get(untouched))
+    key = {column: value for column, value in key.items() if value is not None}
+    repetitions = {bits: runs for bits, runs in ordered.items() if len(runs) > 1}
+    return Grid(label, key, factors, names, cells, cells.get(untouched), options, repetitions)
 
 
 def width_text(bits: Iterable[float]) -> str:
@@ -285,119 +319,3 @@ def target_text(column: str) -> str:
 
 def _hashable(value: Value) -> Value:
     return value if isinstance(value, str | int | float | bool | None) else json.dumps(value)
-
-
-# ---- columns -------------------------------------------------------------------------------------
-
-
-def _check_ids(file: Path, records: Sequence[Record]) -> None:
-    counts = Counter(record["run_id"] for record in records if record.get("run_id") is not None)
-    doubled = sorted(str(key) for key, count in counts.items() if count > 1)
-    if doubled:
-        raise EvalError(
-            f"results: {file}: expected one row for every run_id, got several for "
-            f"{', '.join(doubled[:5])}" + (" ..." if len(doubled) > 5 else "")
-        )
-
-
-def _chosen(option: str, names: Sequence[str] | None, columns: Sequence[str]) -> list[str]:
-    missing = [name for name in names or () if name not in columns]
-    if missing:
-        raise EvalError(
-            f"--{option}: no column {', '.join(missing)}; the table has {', '.join(columns)}"
-        )
-    return list(names or ())
-
-
-def _bit_columns(file: Path, columns: Sequence[str]) -> list[str]:
-    found = [name for name in columns if name.startswith("bits.")] or [
-        name for name in columns if "bit" in name.lower() and "per" not in name.lower()
-    ]
-    if not found:
-        raise EvalError(
-            f"results: {file}: no column of widths (bits.*, or with 'bit' in its name) among "
-            f"{', '.join(columns)}; name them with --bits"
-        )
-    return found
-
-
-def primary_scores(columns: Iterable[str]) -> list[str]:
-    """Of the columns ``score.<task>.<metric>`` the one that stands for every task."""
-    by_task: dict[str, list[str]] = {}
-    for column in columns:
-        task, _, metric = column.removeprefix("score.").partition(".")
-        by_task.setdefault(task, []).append(metric)
-    found = []
-    for task, metrics in by_task.items():
-        wanted = ("accuracy_lavis", *PRIMARY) if task == "gqa" else PRIMARY
-        metric = next((name for name in wanted if name in metrics), metrics[0])
-        found.append(f"score.{task}.{metric}" if metric else f"score.{task}")
-    return found
-
-
-def _with_agreement(records: Sequence[Record]) -> list[Record]:
-    """Records with agreement in one form: answers as ``same_answers``, so that 1 is agreement
-    everywhere, and 1 for full precision, which is compared with nothing: it agrees with itself."""
-    found: list[Record] = []
-    for record in records:
-        same = {
-            column.replace("flipped_answers", "same_answers"): 1.0 - float(value)
-            for column, value in record.items()
-            if column.startswith("agreement.")
-            and column.endswith(".flipped_answers")
-            and value is not None
-        }
-        found.append({**record, **same})
-    columns = {
-        column
-        for record in found
-        for column in record
-        if column.startswith("agreement.") and column.rpartition(".")[2] in AGREEMENT
-    }
-    for index, record in enumerate(found):
-        if str(record.get("method", "")).lower() in FULL_METHODS:
-            tasks = {column.split(".")[1] for column in record if column.startswith("score.")}
-            own = {column: 1.0 for column in columns if column.split(".")[1] in tasks}
-            found[index] = {**record, **own}
-    return found
-
-
-def _score_columns(file: Path, columns: Sequence[str], factors: Sequence[str]) -> list[str]:
-    found = primary_scores(name for name in columns if name.startswith("score."))
-    if found:
-        agreement = (
-            f"agreement.{name.split('.')[1]}.{measure}" for name in found for measure in AGREEMENT
-        )
-        return found + [name for name in agreement if name in columns]
-    found = [
-        name
-        for name in columns
-        if name not in factors and _METRIC.search(name) and not _OTHER.search(name)
-    ]
-    if not found:
-        raise EvalError(
-            f"results: {file}: no column of scores (score.*, or named like a metric) among "
-            f"{', '.join(columns)}; name them with --scores"
-        )
-    return found
-
-
-def _number(file: Path, run: str, column: str, value: Value) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise EvalError(
-            f"results: {file}: expected a finite number in column {column!r} of {run}, "
-            f"got {value!r}"
-        )
-    return float(value)
-
-
-def _width(file: Path, run: str, column: str, value: Value) -> float | None:
-    number = _number(file, run, column, value)
-    if number is not None and not 1.0 <= number <= 32.0:
-        raise EvalError(
-            f"results: {file}: expected a width from 1 to 32 in column {column!r} of {run}, "
-            f"got {value!r}"
-        )
-    return number

@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from mmq_evals.study.repeat_tables import OPTIONS_NOTE, SEEDS_NOTE, options_table, seeds_table
+
 Data = Mapping[str, Any]
 
 
@@ -81,7 +83,19 @@ def format_analysis(found: Data) -> str:
             for grid in target["grids"]:
                 lines += _grid(grid, target)
             lines += _methods(target) + _bins(target)
+        lines += _repeats(model)
     return "\n".join(lines)
+
+
+def _repeats(model: Data) -> list[str]:
+    lines = []
+    for name, note, (head, rows) in (
+        ("calibration seeds", SEEDS_NOTE, seeds_table(model)),
+        ("options", OPTIONS_NOTE, options_table(model)),
+    ):
+        if rows:
+            lines += ["", f"=== {model['model']}: {name} ===", note, *grid_text([head, *rows])]
+    return lines
 
 
 def _grid(grid: Data, target: Data) -> list[str]:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from mmq_evals.errors import EvalError
-from mmq_evals.study.analyze import Options, analyze_table, read
+from mmq_evals.study.analyze import Options, analyze_table, main_part, read
 from mmq_evals.study.report.browser import samples_of
 from mmq_evals.study.report.facts import facts_of
 from mmq_evals.study.report.page import html_page
@@ -64,7 +64,7 @@ def write_report(
     samples = {
         (model["model"], target["target"]): samples_of(
             table.path.parent,
-            [grid for grid in members if grid.model == model["model"]],
+            [grid for grid in main_part(members) if grid.model == model["model"]],
             target["target"],
             data=data,
         )

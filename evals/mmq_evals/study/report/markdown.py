@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmq_evals.study.repeat_tables import OPTIONS_NOTE, SEEDS_NOTE, options_table, seeds_table
 from mmq_evals.study.report.charts import main_grids
 from mmq_evals.study.report.facts import Facts
 from mmq_evals.study.report.plots import plot_target
@@ -51,6 +52,7 @@ def write_markdown(out: Path, title: str, found: Data, facts: Facts) -> Path:
         for position, target in enumerate(model["targets"]):
             charts = plot_target(target, out, f"t{index}-{position}")
             lines += _target(model["model"], target, charts)
+        lines += _repeats(model)
     lines += ["", "## Cost"]
     lines += table(
         ["model", "method", "runs", "s quantizing", "s evaluating", "s a run, median"],
@@ -96,6 +98,18 @@ def _target(model: str, target: Data, charts: Mapping[str, str]) -> list[str]:
         lines += ["", "### One component at a time, difference to full precision"]
         lines += table(["", *(f"{width:g} bits" for width in widths)], rows)
     lines += _importance(grids, target["images"]) + _bins(target) + _methods(target, grids)
+    return lines
+
+
+def _repeats(model: Data) -> list[str]:
+    lines = []
+    for name, note, (head, rows) in (
+        ("calibration seeds", SEEDS_NOTE, seeds_table(model)),
+        ("options", OPTIONS_NOTE, options_table(model)),
+    ):
+        if rows:
+            lines += ["", f"## {cell(model['model'])}: {name}", "", cell(note)]
+            lines += table([*map(cell, head)], [[*map(cell, row)] for row in rows])
     return lines
 
 

@@ -12,13 +12,9 @@ from typing import Any
 
 from mmq_evals.study.report.browser import Sample
 from mmq_evals.study.report.facts import Facts
-from mmq_evals.study.report.sections import (
-    estimate,
-    table,
-    target_section,
-    verdict_cards,
-)
-from mmq_evals.study.table import Grid, Run, has, target_text
+from mmq_evals.study.report.markup import estimate, table
+from mmq_evals.study.report.sections import repeats_section, target_section, verdict_cards
+from mmq_evals.study.table import SEED, Grid, Run, has, target_text
 
 Data = Mapping[str, Any]
 Samples = Mapping[tuple[str, str], Sequence[Sample]]
@@ -45,6 +41,15 @@ def html_page(
         f'<a href="#{anchor}">{escape(_short(model, target, shared))}</a>'
         for (model, target), anchor in anchors.items()
     )
+    repeats = {
+        f"r{index}": (model["model"], section)
+        for index, model in enumerate(found["models"])
+        if (section := repeats_section(model, f"r{index}"))
+    }
+    links += "".join(
+        f'<a href="#{anchor}">{escape(f"{model} seeds, options".strip())}</a>'
+        for anchor, (model, _) in repeats.items()
+    )
     sections = "".join(
         target_section(
             model["model"],
@@ -54,7 +59,7 @@ def html_page(
         )
         for model in found["models"]
         for target in model["targets"]
-    )
+    ) + "".join(section for _, section in repeats.values())
     notes = "".join(f'<p class="warn">{escape(note)}</p>' for note in facts.notes)
     models = ", ".join(model["model"] for model in found["models"] if model["model"])
     lead = f"{found['table']['runs']:,} runs" + (f" of {models}" if models else "")
@@ -98,7 +103,8 @@ def _runs(found: Data, grids: Sequence[Grid]) -> str:
         size = next((t["size"] for t in model["targets"] if t["size"]), None)
         rows, seen = [], set()
         for grid in (grid for grid in grids if grid.model == model["model"]):
-            for bits, run in grid.cells.items():
+            again = [(bits, run) for bits, runs in grid.repetitions.items() for run in runs[1:]]
+            for bits, run in (*grid.cells.items(), *again):
                 if run.id not in seen:
                     seen.add(run.id)
                     rows.append(_run(grid, bits, run, size, targets))
@@ -121,8 +127,11 @@ def _run(
 ) -> list[str]:
     bpw = None if size is None else run.number(size)
     stored, error = run.number("bytes"), run.number("layer_error")
+    label = "full precision" if run is grid.full else grid.label
+    if run.number(SEED):
+        label += f", seed {run.number(SEED):.0f}"
     cells = [
-        escape("full precision" if run is grid.full else grid.label),
+        escape(label),
         escape(grid.widths(bits)),
         "" if bpw is None else f"{bpw:.2f}",
         "" if stored is None else f"{stored:,.0f}",

@@ -3,65 +3,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from mmq_evals.study.repeat_tables import OPTIONS_NOTE, SEEDS_NOTE, options_table, seeds_table
 from mmq_evals.study.report import charts
-from mmq_evals.study.report.browser import Answer, Sample
+from mmq_evals.study.report.browser import Sample
+from mmq_evals.study.report.cards import sample_browser
+from mmq_evals.study.report.heat import heat_of_components, heat_of_parts
+from mmq_evals.study.report.markup import MINUS, TIMES, estimate, signed, table
 from mmq_evals.study.report.svg import Panel
 from mmq_evals.study.report.verdict import verdict
-from mmq_evals.study.text import number, percent, points, spread_text
+from mmq_evals.study.text import percent, spread_text
 
 Data = Mapping[str, Any]
 
-HEAT_STEPS = 9
-MINUS = "\N{MINUS SIGN}"
-TIMES = "\N{MULTIPLICATION SIGN}"
-FIRST_SAMPLES = 6
 # Best runs are tabled up to this size.
 MAX_BIN = 8.0
 # Of a smaller loss (share of full precision) the recovered share is mostly noise.
 CLEAR_LOSS = 0.02
-
-
-def signed(text: str) -> str:
-    """Escaped, with real minus signs."""
-    return escape(text).replace("-", MINUS)
-
-
-def estimate(value: Data | None, *, sign: bool = False) -> str:
-    """A score with its interval in small print."""
-    if value is None:
-        return ""
-    head, _, interval = number(value, sign=sign).partition(" ")
-    small = f" <small>{signed(interval)}</small>" if interval else ""
-    return signed(head) + small
-
-
-def table(
-    head: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    *,
-    caption: str = "",
-    sortable: bool = False,
-    tall: bool = False,
-) -> str:
-    """A table in a scroll box of its own. Cells are HTML already; heads and caption are text."""
-    marked = " data-sortable" if sortable else ""
-    # End tags of cells and rows are optional in HTML; a table of all runs has many of them.
-    body = "".join("<tr>" + "".join(_cell(cell) for cell in row) for row in rows)
-    heads = "".join(f"<th scope=col>{escape(cell)}" for cell in head)
-    box = "scroll tall" if tall else "scroll"
-    named = f'<p class="note">{escape(caption)}</p>' if caption else ""
-    return (
-        f'{named}<div class="{box}" tabindex=0><table{marked}><thead><tr>{heads}</thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
-
-
-def _cell(cell: str) -> str:
-    return cell if cell.startswith(("<td", "<th")) else f"<td>{cell}"
 
 
 def legend(series: charts.Series) -> str:
@@ -143,12 +104,12 @@ def target_section(model: str, target: Data, samples: Sequence[Sample], anchor: 
         (
             "One component at a time",
             "The component on top of each chart has the width below it, all others are untouched.",
-            _charts(charts.dose_response(target, series), series) + _heat(target),
+            _charts(charts.dose_response(target, series), series) + heat_of_components(target),
         ),
         (
             "Thirds and layer types",
             "Difference to full precision where only a part of a component is quantized.",
-            _heat_of_parts(target),
+            heat_of_parts(target),
         ),
         (
             "All at one width, one component spared",
@@ -226,89 +187,6 @@ def _bins(target: Data) -> str:
         "an advantage."
     )
     return table(["bits", *labels], rows, caption=caption)
-
-
-def heat_class(value: float, most: float) -> str:
-    """The colour step of a difference: l1 to l9 for losses, g1 to g9 for gains."""
-    step = round(HEAT_STEPS * min(abs(value) / most, 1.0)) if most > 0 else 0
-    return "" if step == 0 else f"{'l' if value < 0 else 'g'}{step}"
-
-
-def _heat_cell(row: Data | None, most: float) -> str:
-    if row is None:
-        return "<td>"
-    difference = row["difference"]
-    css = heat_class(difference["value"], most)
-    marked = f" class={css}" if css else ""
-    interval = ""
-    if difference["low"] is not None:
-        ends = " to ".join(points(difference[end], sign=True) for end in ("low", "high"))
-        interval = f"<br><small>{signed(ends)}</small>"
-    return f"<td{marked}>{signed(points(difference['value'], sign=True))}{interval}"
-
-
-def _heat(target: Data) -> str:
-    """Component by bits, a block of rows for each method."""
-    grids = [grid for grid in charts.main_grids(target) if grid["dose_response"]]
-    rows = [row for grid in grids for row in grid["dose_response"]]
-    if not rows:
-        return ""
-    most = max(abs(row["difference"]["value"]) for row in rows)
-    widths = sorted({row["bits"] for row in rows})
-    body = []
-    for grid in grids:
-        known = {(row["factor"], row["bits"]): row for row in grid["dose_response"]}
-        body.append(f"<tr class=head><th colspan={len(widths) + 1}>{escape(grid['label'])}")
-        for name in dict.fromkeys(row["factor"] for row in grid["dose_response"]):
-            cells = "".join(_heat_cell(known.get((name, width)), most) for width in widths)
-            body.append(f"<tr><th scope=row>{escape(name)}{cells}")
-    heads = "".join(f"<th scope=col>{width:g} bits" for width in widths)
-    note = '<p class="note">Difference to full precision.</p>'
-    return note + _heat_table("", heads, body)
-
-
-def _heat_table(corner: str, heads: str, body: Sequence[str]) -> str:
-    return (
-        '<div class="scroll" tabindex=0><table class="heat"><thead><tr><th scope=col>'
-        f"{escape(corner)}{heads}</thead><tbody>{''.join(body)}</tbody></table></div>"
-    )
-
-
-def _heat_of_parts(target: Data) -> str:
-    """Parts of components (thirds, layer types) by bits, for every method."""
-    known: dict[tuple[str, str, float], Data] = {}
-    for grid in target["grids"]:
-        for row in grid["dose_response"]:
-            if "." in row["factor"]:
-                known.setdefault((grid["label"], row["factor"], row["bits"]), row)
-    if not known:
-        return ""
-    most = max(abs(row["difference"]["value"]) for row in known.values())
-    body = []
-    widths = sorted({bits for _, _, bits in known})
-    types = ("attention", "mlp", "")
-    for label in dict.fromkeys(label for label, _, _ in known):
-        factors = dict.fromkeys(factor for other, factor, _ in known if other == label)
-        places = dict.fromkeys(_place_and_type(factor)[0] for factor in factors)
-        body.append(f"<tr class=head><th colspan={1 + len(widths) * len(types)}>{escape(label)}")
-        for place in places:
-            by_type = {_place_and_type(f)[1]: f for f in factors if _place_and_type(f)[0] == place}
-            cells = [
-                _heat_cell(known.get((label, by_type.get(kind, ""), width)), most)
-                for width in widths
-                for kind in types
-            ]
-            body.append(f"<tr><th scope=row>{escape(place)}{''.join(cells)}")
-    heads = "".join(
-        f"<th scope=col>{width:g} bits<br>{kind or 'both'}" for width in widths for kind in types
-    )
-    return _heat_table("", heads, body)
-
-
-def _place_and_type(factor: str) -> tuple[str, str]:
-    words = factor.split(".")
-    kind = next((word for word in words if word in ("attention", "mlp")), "")
-    return " ".join(word for word in words if word != kind), kind
 
 
 def _spared(target: Data) -> str:
@@ -437,44 +315,26 @@ def _methods(target: Data) -> str:
     return table(["", *heads], rows)
 
 
-def sample_browser(samples: Sequence[Sample]) -> str:
-    """Cards; all but the first in a fold."""
-    if not samples:
+def repeats_section(model: Data, anchor: str) -> str:
+    """Calibration seeds and options of one model, empty where the table has neither."""
+    parts = []
+    for heading, note, (head, rows) in (
+        ("Calibration seeds", SEEDS_NOTE, seeds_table(model)),
+        ("Options of the methods", OPTIONS_NOTE, options_table(model)),
+    ):
+        if rows:
+            cells = [[_said_cell(text) for text in row] for row in rows]
+            parts.append(f"<h3>{heading}</h3>{table(head, cells, caption=note)}")
+    if not parts:
         return ""
-    cards = [_sample(sample) for sample in samples]
-    shown = f'<div class="cards">{"".join(cards[:FIRST_SAMPLES])}</div>'
-    rest = cards[FIRST_SAMPLES:]
-    if rest:
-        shown += (
-            f"<details><summary>{len(rest)} more</summary>"
-            f'<div class="cards">{"".join(rest)}</div></details>'
-        )
-    return shown
+    title = escape(f"{model['model']} \N{MIDDLE DOT} seeds and options".strip(" \N{MIDDLE DOT}"))
+    return f'<section><h2 id="{anchor}">{title}</h2>{"".join(parts)}</section>'
 
 
-def _sample(sample: Sample) -> str:
-    image = f'<img src="{sample.image}" alt="image of {escape(sample.id)}">' if sample.image else ""
-    asked = f'<p class="asked">{escape(sample.question)}</p>' if sample.question else ""
-    truth = f'<p class="truth">expected: {escape(sample.expected)}</p>' if sample.expected else ""
-    # Runs that say the same share a row; full precision comes first.
-    by_text: dict[str, list[Answer]] = {}
-    for answer in (sample.full, *sample.answers):
-        by_text.setdefault(answer.text, []).append(answer)
-    rows = "".join(_said(text, answers) for text, answers in by_text.items())
-    css = "card sample" if image else "card sample bare"
-    return (
-        f'<div class="{css}">{image}<div>{asked}{truth}<p class="truth"><code>'
-        f"{escape(sample.id)}</code></p></div><table><tbody>{rows}</tbody></table></div>"
-    )
-
-
-def _said(text: str, answers: Sequence[Answer]) -> str:
-    first = answers[0]
-    shown = escape(text) or "<em>empty</em>"
-    marked = " class=changed" if first.changed else ""
-    score = "" if first.score is None else f"{100 * first.score:.0f}"
-    # A run's name and widths stay on one line.
-    labels = escape(
-        ", ".join(answer.label.replace(" ", "\N{NO-BREAK SPACE}") for answer in answers)
-    )
-    return f"<tr><td><span{marked}>{shown}</span><br><small>{labels}</small><td>{score}"
+def _said_cell(text: str) -> str:
+    """A cell with what follows its number in small print; significant ones stand out."""
+    head, space, rest = text.partition(" ")
+    if not space or not head.lstrip("+-").replace(".", "").isdigit():
+        return signed(text) if space or not head[:1].isalpha() else f"<td class=l>{escape(text)}"
+    marked = "<td class=best>" if "]*" in rest else "<td>"
+    return f"{marked}{signed(head)} <small>{signed(rest.replace(']*', ']'))}</small>"
