@@ -28,13 +28,14 @@ from mmq.allocate import (
 )
 from mmq.calibrate import calibrating
 from mmq.cli import main
+from mmq.error_table import LARGE, Choice, ErrorTable, UnitErrors
 from mmq.errors import MmqError
 from mmq.linear import QuantLinear
 from mmq.models import architecture_of, resolve
 from mmq.outputs import OutputDivergence, gradient_energies, predictions
 from mmq.prepare import calibration_batches
 from mmq.recipe import load_recipe, parse_recipe
-from mmq.sensitivity import Bank, Choice, ErrorTable, UnitErrors, measure_errors
+from mmq.sensitivity import Bank, measure_errors
 from mmq_evals.metrics.agreement import token_agreement
 
 WIDTHS = (2, 3, 4, 5, 6, 8)
@@ -356,7 +357,7 @@ def test_mixed_measures_where_errors_are_large_and_estimates_elsewhere() -> None
     large = 0
     for unit, other in zip(table.units, both.units, strict=True):
         for found, whole in zip(unit.choices, other.choices, strict=True):
-            assert (found.kl is not None) == (found.relative > sensitivity.LARGE)
+            assert (found.kl is not None) == (found.relative > LARGE)
             assert found.error("mixed") == (whole.kl if found.kl is not None else whole.fisher)
             assert found.error("mixed") is not None
             large += found.kl is not None

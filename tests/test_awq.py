@@ -10,7 +10,6 @@ from torch import nn
 
 from mmq.awq import (
     awq,
-    awq_clip,
     awq_scales,
     error_factor,
     quantize_scaled,
@@ -19,6 +18,7 @@ from mmq.awq import (
     shared_mean,
     stored_scale,
 )
+from mmq.clip import awq_clip
 from mmq.errors import MmqError
 from mmq.fold import fold_into_linear, fold_into_norm, producer_scale, scale_inputs
 from mmq.gptq import gptq

@@ -196,7 +196,7 @@ def test_gqa_is_the_harness() -> None:
 
 
 def test_gqa_of_lavis_leaves_the_gold_answer_as_it_is() -> None:
-    """Ours normalises both sides, as the study does; equal wherever that leaves the gold answer."""
+    """Ours normalises both sides; they are equal wherever that leaves the gold answer as it is."""
     lavis, same, right, other = lavis_gqa(), 0, 0.0, 0
     for prediction, answers in questions():
         gold = answers[0]

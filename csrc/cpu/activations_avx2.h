@@ -22,12 +22,14 @@ namespace {
 // A run of columns of one group that is summed in integers. Where a group begins or ends inside a
 // quad, the two groups' segments both read that quad of codes, each with its own copy of the
 // activations, which is zero outside the segment.
+//
+// 32 bits each: kernels read a segment per group and tile, beside x in the L1 cache.
 struct Segment {
-  int64_t group;
-  int64_t begin, end;  // columns
-  int64_t code_quad;   // first quad of codes
-  int64_t x_quad;      // first quad of quantized activations
-  int64_t quads;
+  int32_t group;
+  int32_t begin, end;  // columns
+  int32_t code_quad;   // first quad of codes
+  int32_t x_quad;      // first quad of quantized activations
+  int32_t quads;
 };
 
 // 32-bit sums hold 2^14 products of 255 * 127.
@@ -49,7 +51,9 @@ std::vector<Segment> make_segments(const PackedGemmArgs& a) {
     const int64_t code_quad = begin / kQuadCols;
     int64_t quads = ceil_div(end, kQuadCols) - code_quad;
     if (whole_blocks(a)) quads = ceil_div(quads, kBlockQuads) * kBlockQuads;
-    segments.push_back({group, begin, end, code_quad, x_quad, quads});
+    const auto narrow = [](int64_t value) { return static_cast<int32_t>(value); };
+    segments.push_back({narrow(group), narrow(begin), narrow(end), narrow(code_quad),
+                        narrow(x_quad), narrow(quads)});
     x_quad += quads;
     begin = end;
   }

@@ -76,18 +76,23 @@ inline void decode_pairs(const uint8_t* block, __m512i* pairs) {
 }
 
 // The 8 outputs of a tile; segments are whole blocks. The sums are those of packed_gemm_int8_avx2.
+// Where segments begin is computed: reading it would take more of the L1 cache than x does.
 template <int kBits>
-__m256 one_row(const uint8_t* block, const avx2::TileAffine& affine, const avx2::Activations& x) {
+__m256 one_row(const PackedGemmArgs& a, const uint8_t* block, const avx2::TileAffine& affine,
+               const avx2::Activations& x) {
   __m512i order[kPairs];  // of the 8 quads of activations
 #pragma GCC unroll 4
   for (int pair = 0; pair < kPairs; ++pair)
     order[pair] = halves(low_quad<kBits>(pair), low_quad<kBits>(pair) + kTwin<kBits>);
   const uint8_t* codes = x.codes;
+  const int64_t group_cols = smaller(a.group_size, a.k);
+  int64_t begin = 0, group = 0, group_end = group_cols;
   __m256 out = _mm256_setzero_ps();
   for (int64_t segment = 0; segment < x.segment_count; ++segment) {
+    const int64_t stop = smaller(group_end, begin + avx2::kSegmentCols);
+    const uint8_t* end = codes + ceil_div(smaller(stop, a.k) - begin, kBlockCols) * kBlockCols;
     __m512i even = _mm512_setzero_si512(), odd = even;
-    const uint8_t* end = block + x.segments[segment].quads / kBlockQuads * block_bytes(kBits);
-    for (; block != end; block += block_bytes(kBits), codes += kBlockCols) {
+    for (; codes != end; block += block_bytes(kBits), codes += kBlockCols) {
       __m512i pairs[kPairs];
       decode_pairs<kBits>(block, pairs);
       const __m512i values = _mm512_broadcast_i64x4(avx2::load_vector(codes));
@@ -99,8 +104,12 @@ __m256 one_row(const uint8_t* block, const avx2::TileAffine& affine, const avx2:
     const __m512i sums = _mm512_add_epi32(even, odd);
     const __m256i products =
         _mm256_add_epi32(_mm512_castsi512_si256(sums), _mm512_extracti64x4_epi64(sums, 1));
-    avx2::end_segment<1, 1>(affine, x.segments[segment].group, x.scales + segment, x.sums + segment,
-                            &products, &out);
+    avx2::end_segment<1, 1>(affine, group, x.scales + segment, x.sums + segment, &products, &out);
+    begin = stop;
+    if (stop == group_end) {
+      ++group;
+      group_end += group_cols;
+    }
   }
   return out;
 }

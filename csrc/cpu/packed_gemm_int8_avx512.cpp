@@ -239,7 +239,7 @@ void multiply_row(const PackedGemmArgs& a, const Activations& x, int64_t begin, 
   for (int64_t tile = begin; tile < end; ++tile)
     avx2::store_outputs(
         a, 0, tile,
-        one_row<kBits>(a.tiles + tile * tile_bytes(a.k, kBits), avx2::tile_affine(a, tile), x));
+        one_row<kBits>(a, a.tiles + tile * tile_bytes(a.k, kBits), avx2::tile_affine(a, tile), x));
 }
 
 // Pairs of tiles [begin, end).

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from mmq.errors import MmqError
 
 if TYPE_CHECKING:
-    from mmq.sensitivity import Bank, Objective
+    from mmq.error_table import Objective
+    from mmq.sensitivity import Bank
     from mmq_evals.tasks.build import Data
 
 OBJECTIVES = ("relative", "output", "fisher", "kl", "mixed")

@@ -21,7 +21,8 @@ from mmq_evals.calibration import calibration_samples
 from mmq_evals.divergence import ReferenceModel
 from mmq_evals.errors import EvalError
 from mmq_evals.report import changed_share
-from mmq_evals.run import evaluate, make_folder, tasks_for
+from mmq_evals.run import Prepared, evaluate_prepared, make_folder, prepare, tasks_for
+from mmq_evals.study.memo import Bounded, RememberingProcessor
 
 GROUP_SIZE: Final = 64
 BITS: Final = (4, 3)
@@ -142,10 +143,15 @@ def _one_model(
     model = mmq.load(tiny.path(name))
     tasks = tasks_for(model)
     limits = {task: min(LIMITS[task], limit or LIMITS[task]) for task in tasks}
+    prepared = {task: prepare(model, processor, [task], limit=limits[task]) for task in tasks}
+    # The same images for every setting, and twice for each: answers, then logits.
+    remembering = RememberingProcessor(processor, Bounded())
     samples = calibration_samples(model, processor, count=CALIBRATION_SAMPLES)
 
     started = time.monotonic()
-    full = {task: _evaluate(model, processor, task, out / "full", limits) for task in tasks}
+    full = {
+        task: _evaluate(model, remembering, prepared[task], out / "full" / task) for task in tasks
+    }
     reference = ReferenceModel(model)
     stored = (tiny.path(name) / "model.safetensors").stat().st_size
     parameters = sum(p.numel() for p in model.parameters())
@@ -168,9 +174,12 @@ def _one_model(
         folder = mmq.save(model, out / setting / "packed", processor, overwrite=True)
         quantized = time.monotonic()
         model = mmq.load(folder)
-        against = (out / "full", reference)
         results = {
-            task: _evaluate(model, processor, task, out / setting, limits, against)
+            task: _evaluate(
+                *(model, remembering, prepared[task]),
+                out / setting / task,
+                (out / "full" / task, reference),
+            )
             for task in tasks
         }
         errors = [r.relative_error for r in manifest.linears if r.relative_error is not None]
@@ -199,20 +208,15 @@ def _one_model(
 def _evaluate(
     model: Any,
     processor: Any,
-    task: str,
+    prepared: Prepared,
     out: Path,
-    limits: Mapping[str, int],
     against: tuple[Path, ReferenceModel] | None = None,
 ) -> dict[str, Any]:
-    result = evaluate(
-        model,
-        processor,
-        [task],
-        out_dir=out / task,
-        limit=limits[task],
-        reference=None if against is None else against[0] / task,
-        reference_model=None if against is None else against[1],
+    reference, dense = (None, None) if against is None else against
+    result = evaluate_prepared(
+        *(model, processor, prepared), out_dir=out, reference=reference, reference_model=dense
     )
+    (task,) = prepared.tasks
     entry: dict[str, Any] = result["tasks"][task]
     return entry
 

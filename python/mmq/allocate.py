@@ -23,6 +23,7 @@ import yaml
 from torch import nn
 
 from mmq.calibrate import calibrating, replaced_weights
+from mmq.error_table import Choice, ErrorTable, Objective, UnitErrors
 from mmq.errors import MmqError
 from mmq.models import architecture_of
 from mmq.outputs import OutputDivergence
@@ -30,7 +31,7 @@ from mmq.prepare import calibration_batches
 from mmq.recipe import UNTOUCHED_BITS, Recipe, parse_recipe
 from mmq.samples import Sample
 from mmq.scaling import dense_linear
-from mmq.sensitivity import Bank, Choice, ErrorTable, Objective, UnitErrors
+from mmq.sensitivity import Bank
 
 STATES: Final = 10_000  # Of the frontier; beyond, the range of bytes is cut into so many granules.
 

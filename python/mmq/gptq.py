@@ -23,7 +23,7 @@ from mmq.grid import Grid, check_weight, find_grid, quantize
 from mmq.hessian import check_hessian
 from mmq.options import GptqOptions, Order
 from mmq.packed import PackedWeight
-from mmq.report import GptqDetails, Report, make_report
+from mmq.report import GptqDetails, Report, make_report, squares
 from mmq.spec import QuantSpec
 from mmq_ext import ops
 
@@ -99,7 +99,7 @@ def damped_factor(h: Tensor, damp: float, mean: float) -> Factor | None:
             u = upper_factor(attempt)
             if u is not None and bool((u.diagonal() > 0).all()):
                 u = u.float()
-                if all_finite(u) and bool((u.diagonal() > 0).all()):
+                if dtype == torch.float32 or (all_finite(u) and bool((u.diagonal() > 0).all())):
                     return Factor(u, delta, dtype)
     return None
 
@@ -168,7 +168,7 @@ def walk(
 
     ``static`` holds the parameters of all groups and the group of each column, int32 [k]. None
     takes each group's from the compensated weights at its first column, the columns standing in
-    their original order; ``importance`` [k] then weights the clip search. ``live`` [k] float64 is
+    their original order; ``importance`` [k] then weights the clip search. ``live`` [k] float32 is
     1 for columns that count in the loss, else 0. ``p`` [k, k] is that of
     :func:`mmq.correction.gptaq_matrix`, None without it. Returns None if a number overflows.
     """
@@ -206,8 +206,7 @@ def walk(
                 block_w, block_u, p[a:b, a:b], grid.rows(n), group_of
             )
             w[:, b:].addmm_(values, p[a:b, b:])
-        norms = torch.linalg.vector_norm(e, dim=0)
-        squared_errors += float(norms.double().square() @ live[a:b])
+        squared_errors += squares(e * live[a:b])
         if not math.isfinite(squared_errors):
             return None
         w[:, b:].addmm_(e, u[a:b, b:], alpha=-1)
@@ -297,7 +296,7 @@ def gptq(
                 w = w.index_copy(1, perm, retargeted(w[:, perm], d, factor.u, options.alpha))
         # Steps 6 and 7.
         columns = w.gather(1, perm.expand_as(w))  # A copy, which the walk overwrites.
-        live = (~dead[perm]).double()
+        live = (~dead[perm]).float()
         static = _group_parameters(w, spec, order, perm, importance, name) if is_static else None
         result = walk(
             columns,

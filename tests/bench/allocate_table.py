@@ -25,8 +25,9 @@ from tiny_bench import Bench, head, show
 
 import mmq
 from mmq.allocate import Allocation, allocate, allocated_recipe, refine
+from mmq.error_table import Objective
 from mmq.plan import plan
-from mmq.sensitivity import Bank, Objective, measure_errors
+from mmq.sensitivity import Bank, measure_errors
 
 WIDTHS = (2, 3, 4, 5, 6, 8)
 CALIBRATION = 64

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prints every op's largest error, as a share of its elementwise float64 bound.
 
-    python tests/bench/error_table.py [--by-width]
+    python tests/bench/error_table.py [--by-width] [--isas cuda]
 
 One row per op, implementation and awkward shape: the worst of all widths, or with --by-width each
-width of packed_gemm. "cuda" are the CUDA kernels on the PTX interpreter, where both are built
-(activations of float16). For packed_gemm `rounding` is the share of the rounding bound around the
-same computation in float64, `total` the share of the whole bound around the exact product (in int8
-mode that includes the quantization of activations). Ops that must agree with the reference bit by
-bit (packing, repacking, gptq_block, grid_search by min and max) count differing numbers instead, in
-both columns. Exits with 1 if a share exceeds 1 or a number differs. The last line is the table as
-one JSON document.
+width of packed_gemm. "cuda" are the CUDA kernels on the PTX interpreter, where both are built, with
+activations of float16 and of bfloat16. For packed_gemm `rounding` is the share of the rounding
+bound around the same computation in float64, `total` the share of the whole bound around the exact
+product (in int8 mode that includes the quantization of activations). Ops that must agree with the
+reference bit by bit (packing, repacking, gptq_block, grid_search by min and max) count differing
+numbers instead, in both columns. Exits with 1 if a share exceeds 1 or a number differs. The last
+line is the table as one JSON document.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from compare import seeded, worst_share
-from isas import CPU, CUDA, running
+from isas import CPU, CUDA, KNOWN, running
 from shapes import BITS, Problem, problem
 from simulated import missing
 
@@ -45,7 +45,7 @@ SHAPES = (
     (1, 64, 33, 33),
     (64, 64, 33, 7),
 )
-DEVICES = () if missing() else (CUDA,)
+HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def gemm_shares(p: Problem, mode: str, isa: str) -> tuple[float, float]:
@@ -59,22 +59,23 @@ def gemm_shares(p: Problem, mode: str, isa: str) -> tuple[float, float]:
     return rounding, worst_share(y, p.reference("exact"), p.bound(mode))
 
 
-def gemm_rows(by_width: bool) -> list[dict[str, object]]:
+def gemm_rows(isas: list[str], by_width: bool) -> list[dict[str, object]]:
     rows = []
     widths = [(bits,) for bits in BITS] if by_width else [tuple(BITS)]
-    cpu = [(mode, isa) for mode in ("exact", "int8") for isa in mmq_ext.cpu_isas()]
-    for mode, isa in (*cpu, *(("exact", device) for device in DEVICES)):
+    kinds = [(kind, isa) for kind in ("exact", "int8") for isa in isas if isa in KNOWN]
+    kinds += [(kind, CUDA) for kind in HALVES if CUDA in isas]
+    for kind, isa in kinds:
         for (m, n, k, group_size), some in itertools.product(SHAPES, widths):
             problems = [problem(m, n, k, group_size, bits, bias=True) for bits in some]
             if isa == CUDA:
-                problems = [p.as_cuda() for p in problems if p.has_cuda_groups]
-            shares = [gemm_shares(p, mode, isa) for p in problems]
+                problems = [p.as_cuda(HALVES[kind]) for p in problems if p.has_cuda_groups]
+            shares = [gemm_shares(p, "exact" if isa == CUDA else kind, isa) for p in problems]
             if not shares:
                 continue  # this group size is refused there
             rounding, total = (max(column) for column in zip(*shares, strict=True))
             rows.append(
                 {
-                    "op": f"packed_gemm {mode}",
+                    "op": f"packed_gemm {kind}",
                     "isa": isa,
                     "shape": f"M={m} N={n} K={k} g={group_size}" + f" b={some[0]}" * by_width,
                     "rounding": rounding,
@@ -84,9 +85,10 @@ def gemm_rows(by_width: bool) -> list[dict[str, object]]:
     return rows
 
 
-def packing_rows() -> list[dict[str, object]]:
+def packing_rows(isas: list[str]) -> list[dict[str, object]]:
     rows = []
-    for isa in (CPU, *DEVICES):
+    devices = [CPU] * any(isa in KNOWN for isa in isas) + [CUDA] * (CUDA in isas)
+    for isa in devices:
         for n, k in ((2, 1408), (64, 4304), (64, 33)):
             wrong = 0
             for bits in BITS:
@@ -104,13 +106,13 @@ def packing_rows() -> list[dict[str, object]]:
     return rows
 
 
-def quantization_rows() -> list[dict[str, object]]:
+def quantization_rows(isas: list[str]) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
 
     def add(op: str, isa: str, shape: str, worst: float) -> None:
         rows.append({"op": op, "isa": isa, "shape": shape, "rounding": worst, "total": worst})
 
-    for isa in (*mmq_ext.cpu_isas(), *DEVICES):
+    for isa in isas:
         for n, cols in ((2, 128), (64, 33), (7, 200)):
             wrong = sum(gptq_differences(isa, n, cols, bits) for bits in BITS)
             add("gptq_block", isa, f"N={n} block={cols} g=32", wrong)
@@ -157,13 +159,19 @@ def gptq_differences(isa: str, n: int, cols: int, bits: int) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--by-width", action="store_true", help="packed_gemm: a row per width")
+    every = [*mmq_ext.cpu_isas(), *([] if missing() else [CUDA])]
+    parser.add_argument("--isas", default=",".join(every), help="comma-separated; default: all")
+    args = parser.parse_args()
+    isas = args.isas.split(",")
+    if unknown := set(isas) - set(every):
+        raise SystemExit(f"--isas: expected some of {every}, got {sorted(unknown)} {missing()}")
     torch.manual_seed(0)
-    rows = packing_rows() + gemm_rows(parser.parse_args().by_width) + quantization_rows()
+    rows = packing_rows(isas) + gemm_rows(isas, args.by_width) + quantization_rows(isas)
     out = sys.stdout
-    out.write(f"{'op':<18} {'isa':<7} {'shape':<30} {'rounding':>9} {'total':>7}\n")
+    out.write(f"{'op':<20} {'isa':<7} {'shape':<30} {'rounding':>9} {'total':>7}\n")
     for row in rows:
         out.write(
-            f"{row['op']:<18} {row['isa']:<7} {row['shape']:<30} {row['rounding']:>9.4f} "
+            f"{row['op']:<20} {row['isa']:<7} {row['shape']:<30} {row['rounding']:>9.4f} "
             f"{row['total']:>7.4f}\n"
         )
     out.write(json.dumps(rows) + "\n")

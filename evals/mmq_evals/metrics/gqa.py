@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GQA accuracy: equality with the one gold answer, under five normalisations. Never containment."""
+"""GQA accuracy: equality with the one gold answer, under five normalisations. Never containment.
+
+``lavis`` normalises both sides with LAVIS's rules of VQA. LAVIS 1.0.2 itself leaves the gold answer
+as it is, so that "t-shirt" or "two" can never be right there; elsewhere both are equal.
+"""
 
 from __future__ import annotations
 
