@@ -32,14 +32,14 @@ def options_table(model: Data) -> Cells:
     return _table(model, "options", _change)
 
 
-def _table(model: Data, kind: str, cell: Callable[[Data, float], str]) -> Cells:
+def _table(model: Data, kind: str, cell: Callable[[Data, Callable[..., str]], str]) -> Cells:
     shown = [entry for entry in model["repeats"] if entry[kind]]
     rows: dict[tuple[str, str], dict[int, tuple[int, str]]] = {}
     for position, entry in enumerate(shown):
-        scale = 1000.0 if entry["unit"] == "nats" else 100.0
+        form = _nats if entry["unit"] == "nats" else _points
         for row in entry[kind]:
             cells = rows.setdefault((row["grid"], row["widths"]), {})
-            cells[position] = row["seeds"], cell(row, scale)
+            cells[position] = row["seeds"], cell(row, form)
     found = []
     for (grid, widths), cells in rows.items():
         most = max(seeds for seeds, _ in cells.values())
@@ -56,21 +56,27 @@ def _head(name: str, unit: str) -> str:
     return text.replace(" kl", " KL, 1e-3 nats") if unit == "nats" else text
 
 
-def _spread(row: Data, scale: float) -> str:
-    sampling = "" if row["sampling"] is None else f" ({scale * row['sampling']:.1f})"
-    return f"{scale * row['mean']:.1f} \xb1 {scale * row['deviation']:.1f}{sampling}"
+def _spread(row: Data, form: Callable[..., str]) -> str:
+    sampling = "" if row["sampling"] is None else f" ({form(row['sampling'])})"
+    return f"{form(row['mean'])} \xb1 {form(row['deviation'])}{sampling}"
 
 
-def _change(row: Data, scale: float) -> str:
-    text = f"{_signed(scale * row['value'])}"
+def _change(row: Data, form: Callable[..., str]) -> str:
+    text = form(row["value"], sign=True)
     if row["low"] is not None:
-        text += f" [{_signed(scale * row['low'])}, {_signed(scale * row['high'])}]"
+        text += f" [{form(row['low'], sign=True)}, {form(row['high'], sign=True)}]"
     if row["adjusted"] is not None and row["adjusted"] < SIGNIFICANT:
         text += "*"
     if row["seeds"] > 1:
-        text += f" {{{_signed(scale * row['lowest'])} to {_signed(scale * row['highest'])}}}"
+        text += f" {{{form(row['lowest'], sign=True)} to {form(row['highest'], sign=True)}}}"
     return text
 
 
-def _signed(value: float) -> str:
-    return format(round(value, 1) + 0.0, "+.1f")
+def _points(value: float, *, sign: bool = False) -> str:
+    """A score times 100."""
+    return format(round(100 * value, 1) + 0.0, "+.1f" if sign else ".1f")
+
+
+def _nats(value: float, *, sign: bool = False) -> str:
+    """KL in 1e-3 nats."""
+    return format(round(1000 * value, 2) + 0.0, "+.2f" if sign else ".2f")

@@ -337,4 +337,4 @@ def _said_cell(text: str) -> str:
     if not space or not head.lstrip("+-").replace(".", "").isdigit():
         return signed(text) if space or not head[:1].isalpha() else f"<td class=l>{escape(text)}"
     marked = "<td class=best>" if "]*" in rest else "<td>"
-    return f"{marked}{signed(head)} <small>{signed(rest.replace(']*', ']'))}</small>"
+    return f"{marked}{signed(head)} <small>{signed(rest)}</small>"
