@@ -8,6 +8,7 @@
 #include <pybind11/stl.h>
 
 #include <cmath>
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -57,6 +58,7 @@ void bind_packed_gemm(uintptr_t x, uintptr_t tiles, uintptr_t affine, uintptr_t 
                       int affine_kind, int scale_type) {
   check_bits("packed_gemm", bits);
   for (int64_t size : {m, n, k}) check_size("packed_gemm", size);
+  check(k <= INT32_MAX, "packed_gemm", "k below 2^31", k);  // Columns are counted in 32 bits.
   check(group_size > 0, "packed_gemm", "a positive group size", group_size);
   check_enum("packed_gemm", "mode 0 (exact) or 1 (int8)", mode, 2);
   check_enum("packed_gemm", "an affine kind from 0 to 2", affine_kind, 3);

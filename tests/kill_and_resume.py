@@ -21,12 +21,12 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import eval_models
 import torch
+from forks import fork
 
 from mmq_evals.rows import Shard
 from mmq_evals.run import evaluate, predict_shard
@@ -45,19 +45,6 @@ def files_of(out: Path) -> dict[str, Any]:
     for entry in result["tasks"].values():
         del entry["seconds"]
     return found | {"result.json": result}
-
-
-def fork(work: Callable[[], object]) -> int:
-    """Runs ``work`` in a process of its own; returns its id."""
-    process = os.fork()
-    if process == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    return process
 
 
 def wait(processes: list[int]) -> bool:

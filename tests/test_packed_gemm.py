@@ -308,6 +308,12 @@ def test_the_short_way_is_equal_and_torch_sees_what_it_has_to(monkeypatch):
     assert p.run("exact") == "short"
 
 
+def test_columns_past_32_bits_are_refused():
+    x, tiles = torch.empty(0, 2**31), torch.empty(0, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"packed_gemm: expected k below 2\^31, got 2147483648"):
+        ops.packed_gemm(x, tiles, torch.empty(0), n=0, bits=4, group_size=2**31)
+
+
 def test_a_torch_without_these_private_names_sees_every_call(monkeypatch):
     x = torch.zeros(1, 8)
     assert not dispatcher.needs_dispatcher(x)

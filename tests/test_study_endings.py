@@ -10,10 +10,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import eval_models
 import pytest
 import yaml
+from forks import fork
 
 import mmq
 from mmq.cli import main
@@ -48,29 +50,9 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def fork(action: Callable[[], int], log: Path) -> int:
-    """Runs ``action`` in a process of its own, whose words go to ``log``; returns its id."""
-    child = os.fork()
-    if child:
-        return child
-    with log.open("w") as file:
-        for stream in (1, 2):
-            os.dup2(file.fileno(), stream)
-    sys.stdout, sys.stderr = (
-        os.fdopen(stream, "w", buffering=1, closefd=False) for stream in (1, 2)
-    )
-    code = 70
-    try:
-        code = action()
-    except SystemExit as end:
-        print(end.code, file=sys.stderr)
-        code = end.code if isinstance(end.code, int) else 1
-    finally:
-        os._exit(code)
-
-
-def sweep(grid: Path, out: Path, *more: str) -> Callable[[], int]:
-    return lambda: main(["sweep", str(grid), "--out", str(out), "--threads", "1", *more])
+def sweep(grid: Path, out: Path, *more: str) -> Callable[[], NoReturn]:
+    command = ["sweep", str(grid), "--out", str(out), "--threads", "1", *more]
+    return lambda: sys.exit(main(command))
 
 
 def done(out: Path) -> int:
@@ -115,9 +97,9 @@ def test_an_ignored_signal_stays_ignored(grid: Path, tmp_path: Path) -> None:
     """As under nohup."""
     out = tmp_path / "out"
 
-    def ignoring() -> int:
+    def ignoring() -> None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        return sweep(grid, out)()
+        sweep(grid, out)()
 
     process = fork(ignoring, tmp_path / "log")
     wait_for(lambda: done(out) >= 1)
@@ -157,11 +139,10 @@ def test_workers_end_with_who_started_them(grid: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     plan_file = write_plan(plan_study(load_study(grid)), tmp_path)
 
-    def starting() -> int:
-        worker = fork(lambda: executors._main(str(plan_file), 0, 1, 1) or 0, log)
+    def starting() -> None:
+        worker = fork(lambda: executors._main(str(plan_file), 0, 1, 1), log)
         (tmp_path / "worker").write_text(str(worker))
         wait_for(lambda: done(tmp_path) >= 1)
-        return 0
 
     assert exit_code(fork(starting, tmp_path / "starter")) == 0
     worker = int((tmp_path / "worker").read_text())
@@ -179,14 +160,13 @@ def test_a_pipe_that_nobody_reads_does_not_end_a_sweep(
     few.write_text(yaml.safe_dump(small))
     out = tmp_path / "out"
 
-    def unread() -> int:
+    def unread() -> None:
         read, write = os.pipe()
         os.close(read)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         planned = plan_study(load_study(few))
         sys.stderr = os.fdopen(write, "w", buffering=1)
         executors.run_here(write_plan(planned, out), 1, 1, commands._reporter(planned, 1))
-        return 0
 
     out.mkdir()
     assert exit_code(fork(unread, tmp_path / "log")) == 0

@@ -16,6 +16,7 @@ from typing import Any
 import eval_models
 import pytest
 import yaml
+from forks import fork
 
 import mmq
 from mmq.cli import main
@@ -242,10 +243,7 @@ def test_kills_anywhere_lose_the_run_in_hand_at_most(folder: Path, tmp_path: Pat
     done: set[str] = set()
     kills = 0
     while len(done) < len(planned.runs):
-        child = os.fork()
-        if child == 0:
-            work(plan_file)
-            os._exit(0)
+        child = fork(lambda: work(plan_file))
         time.sleep(rng.uniform(0.0, step) + step * (kills // 4))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)

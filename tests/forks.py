@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Processes that tests fork to kill them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from tqdm import tqdm
+
+
+def fork(work: Callable[[], object], log: Path | None = None) -> int:
+    """Runs ``work`` in a process of its own, whose words go to ``log``; returns the process id.
+
+    It exits with 0, with the code of a SystemExit, or with 1 and a traceback.
+    """
+    process = os.fork()
+    if process:
+        return process
+    # A job in a shell's background inherits an ignored SIGINT.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # tqdm's lock is a semaphore that forks share: a child killed with it would block all others.
+    tqdm.set_lock(threading.RLock())
+    if log is not None:
+        with log.open("w") as file:
+            for stream in (1, 2):
+                os.dup2(file.fileno(), stream)
+        sys.stdout, sys.stderr = (
+            os.fdopen(stream, "w", buffering=1, closefd=False) for stream in (1, 2)
+        )
+    code = 1
+    try:
+        work()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+        if not isinstance(end.code, int):
+            print(end.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
