@@ -6,12 +6,15 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from tqdm import tqdm
+from tqdm.std import TqdmDefaultWriteLock
+
+# Progress bars take a semaphore that forks share: a child killed with it in hand would block its
+# parent for ever. This is set while tests are collected, before the first bar.
+TqdmDefaultWriteLock.mp_lock = None
 
 
 def fork(work: Callable[[], object], log: Path | None = None) -> int:
@@ -24,8 +27,6 @@ def fork(work: Callable[[], object], log: Path | None = None) -> int:
         return process
     # A job in a shell's background inherits an ignored SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    # tqdm's lock is a semaphore that forks share: a child killed with it would block all others.
-    tqdm.set_lock(threading.RLock())
     if log is not None:
         with log.open("w") as file:
             for stream in (1, 2):
