@@ -15,6 +15,7 @@ import functools
 import importlib.util
 import itertools
 import os
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -140,6 +141,16 @@ def _rows(name: str, k: int) -> bytes:
     return out.raw
 
 
+def _free(
+    call: Callable[..., Any], buffers: list[Pointer], contexts: list[Pointer], backend: Pointer
+) -> None:
+    for buffer in buffers:
+        call("ggml_backend_buffer_free", None, buffer)
+    for context in contexts:
+        call("ggml_free", None, context)
+    call("ggml_backend_free", None, backend)
+
+
 class Product:
     """One weight matrix of ggml and the graph y = x W^T over it; `run` computes it."""
 
@@ -156,7 +167,7 @@ class Product:
             return Pointer(call("ggml_new_tensor_2d", Pointer, context, kind, *sizes))
 
         w = tensor(weights, FORMATS[name].number, k, n)
-        self.interleaved = self._allocate(weights, w)
+        buffers = [self._allocate(weights, w)]
         data = _rows(name, k)
         size = call("ggml_nbytes", Size, w)
         data = (data * -(-size // len(data)))[:size]
@@ -165,25 +176,30 @@ class Product:
         self._y = Pointer(call("ggml_mul_mat", Pointer, rest, w, x))
         self._graph = Pointer(call("ggml_new_graph", Pointer, rest))
         call("ggml_build_forward_expand", None, self._graph, self._y)
-        call("ggml_backend_alloc_ctx_tensors", Pointer, rest, self._backend)
+        buffers.append(
+            Pointer(call("ggml_backend_alloc_ctx_tensors", Pointer, rest, self._backend))
+        )
+        weakref.finalize(self, _free, call, buffers, [weights, rest], self._backend)
         values = torch.randn(m, k).numpy().tobytes()
         call("ggml_backend_tensor_set", None, x, values, Size(0), Size(len(values)))
         self.bytes = size
         self._shape = (m, n)
 
-    def _allocate(self, context: Pointer, w: Pointer) -> bool:
-        """Memory for w: in the interleaved layout if ggml has kernels for it, else plain."""
+    def _allocate(self, context: Pointer, w: Pointer) -> Pointer:
+        """A buffer for w: in the interleaved layout if ggml has kernels for it, else plain."""
         allocate = "ggml_backend_alloc_ctx_tensors_from_buft"
         kind = _interleaving_buffers()
         fields = ctypes.cast(w, ctypes.POINTER(_Tensor)).contents
         if kind is not None:
-            self._call(allocate, Pointer, context, kind)
+            buffer = Pointer(self._call(allocate, Pointer, context, kind))
             if fields.extra is not None:
-                return True
+                self.interleaved = True
+                return buffer
             fields.buffer = fields.data = None
+            self._call("ggml_backend_buffer_free", None, buffer)
         plain = Pointer(self._call("ggml_backend_cpu_buffer_type", Pointer))
-        self._call(allocate, Pointer, context, plain)
-        return False
+        self.interleaved = False
+        return Pointer(self._call(allocate, Pointer, context, plain))
 
     def run(self) -> None:
         status = self._call("ggml_backend_graph_compute", ctypes.c_int, self._backend, self._graph)
