@@ -25,8 +25,9 @@ def fork(work: Callable[[], object], log: Path | None = None) -> int:
     process = os.fork()
     if process:
         return process
-    # A job in a shell's background inherits an ignored SIGINT.
+    # Ignored signals are inherited: SIGINT by a job in a shell's background, SIGHUP from nohup.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if log is not None:
         with log.open("w") as file:
             for stream in (1, 2):
