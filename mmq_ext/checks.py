@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 _LIBRARY: Final = torch.library.Library("mmq", "DEF")  # type: ignore[no-untyped-call]
+# The numbers that the kernels know floating types by.
+FLOATS: Final = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 # By op, for tests that run the CUDA functions on a simulated device.
 CUDA_FUNCTIONS: Final[dict[str, Callable[..., Any]]] = {}
 

@@ -9,13 +9,11 @@ diagonal, candidates) is checked here by torch, which costs one wait for the dev
 
 from __future__ import annotations
 
-from typing import Final
-
 import torch
 from torch import Tensor
 
 from mmq_ext import _C, grid, hessian
-from mmq_ext.checks import register_cuda, require
+from mmq_ext.checks import FLOATS, register_cuda, require
 from mmq_ext.device import ask, check_one_device, launch, stream_of
 from mmq_ext.layouts import cuda_affine_kind
 from mmq_ext.packed_ops import pack_out, packed_gemm_out, repack_out, unpack_out, unrepack_out
@@ -28,7 +26,6 @@ from mmq_ext.quantize_ops import (
     hessian_update_out,
 )
 
-_NUMBERS: Final = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 # Scratch memory of packed_gemm by device and stream. It begins with counters, which are zero before
 # and after every call, of whatever shape; the rest is written before it is read. Calls in one
 # stream follow each other and may share it; those in two streams may overlap and must not. It grows
@@ -89,7 +86,7 @@ def _packed_gemm(
     m, k = x.shape
     numbers = (
         *(m, n, k, group_size, bits),
-        *(_NUMBERS[x.dtype], cuda_affine_kind(affine), _NUMBERS[affine.dtype]),
+        *(FLOATS[x.dtype], cuda_affine_kind(affine), FLOATS[affine.dtype]),
     )
     inputs = {
         "x": x,

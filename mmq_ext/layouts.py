@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mmq_ext.checks import check, require
+from mmq_ext.checks import FLOATS, check, require
 
 TILE_ROWS: Final = 8  # CPU: output rows that are interleaved
 BLOCK_COLS: Final = 32  # CPU: in-features of a block; a block of width b takes 32 * b bytes
-_AFFINE_DTYPES: Final = (torch.float32, torch.float16, torch.bfloat16)
 CUDA_BLOCK: Final = 64  # CUDA: out-features and in-features of a block
 
 
@@ -90,7 +89,7 @@ def cpu_affine_kind(affine: Tensor, n: int, groups: int) -> int:
 def check_cpu_affine(op: str, affine: Tensor, n: int, groups: int) -> None:
     """Refuses what :func:`cpu_affine` cannot have made of [n, groups] scales."""
     dtype, size = affine.dtype, affine_floats(n, groups)
-    if affine.shape == (size,) and dtype in _AFFINE_DTYPES:
+    if affine.shape == (size,) and dtype in FLOATS:
         return
     _check_affine_dtype(op, dtype)
     check(op, "affine", affine, dtype, size if dtype == torch.float32 else size // 2)
@@ -123,7 +122,7 @@ def cuda_affine_kind(affine: Tensor) -> int:
 
 
 def _check_affine_dtype(op: str, dtype: torch.dtype) -> None:
-    if dtype not in _AFFINE_DTYPES:
+    if dtype not in FLOATS:
         require(False, op, "affine of float32, float16 or bfloat16", dtype)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmq_ext import _C
 from mmq_ext.checks import (
+    FLOATS,
     check,
     check_bits,
     choice,
@@ -33,8 +34,6 @@ from mmq_ext.layouts import (
 from mmq_ext.memory import empty_bytes
 
 GEMM_MODES: Final = {"exact": 0, "int8": 1}
-# The numbers that the kernels know the types of scales by.
-SCALES: Final = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 
 # --- pack, unpack -----------------------------------------------------------------------------
@@ -158,7 +157,7 @@ def repack_affine(scales: Tensor, zeros: Tensor | None, bits: int, float_zero: b
     """
     op = "repack_affine"
     check_bits(op, bits)
-    require(scales.dtype in SCALES, op, "scales of float32, float16 or bfloat16", scales.dtype)
+    require(scales.dtype in FLOATS, op, "scales of float32, float16 or bfloat16", scales.dtype)
     check(op, "scales", scales, scales.dtype, None, None)
     if zeros is None:
         require(not float_zero, op, "minima with float_zero", None)
@@ -215,7 +214,7 @@ def packed_gemm_out(
     op = "packed_gemm"
     check_bits(op, bits)
     dtype = x.dtype
-    if dtype not in SCALES:
+    if dtype not in FLOATS:
         require(False, op, "x of float32, float16 or bfloat16", dtype)
     cuda = on_cuda(x)
     if cuda:
@@ -280,7 +279,7 @@ def _packed_gemm_cpu(
         bits,
         GEMM_MODES[mode],
         cpu_affine_kind(affine, n, group_count(k, group_size)),
-        SCALES[affine.dtype],
+        FLOATS[affine.dtype],
     )
     return out if dtype == torch.float32 else y.copy_(out)
 

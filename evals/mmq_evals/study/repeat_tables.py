@@ -22,6 +22,15 @@ OPTIONS_NOTE = (
 SIGNIFICANT = 0.05
 
 
+def repeat_tables(model: Data) -> list[tuple[str, str, list[str], list[list[str]]]]:
+    """Name, note, head and rows of each of both tables that has rows."""
+    both = (
+        ("calibration seeds", SEEDS_NOTE, seeds_table(model)),
+        ("options", OPTIONS_NOTE, options_table(model)),
+    )
+    return [(name, note, head, rows) for name, note, (head, rows) in both if rows]
+
+
 def seeds_table(model: Data) -> Cells:
     """A row for each repeated cell, a column for each target; no rows where none is repeated."""
     return _table(model, "seeds", _spread)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mmq_evals.study.repeat_tables import OPTIONS_NOTE, SEEDS_NOTE, options_table, seeds_table
+from mmq_evals.study.repeat_tables import repeat_tables
 
 Data = Mapping[str, Any]
 
@@ -89,12 +89,8 @@ def format_analysis(found: Data) -> str:
 
 def _repeats(model: Data) -> list[str]:
     lines = []
-    for name, note, (head, rows) in (
-        ("calibration seeds", SEEDS_NOTE, seeds_table(model)),
-        ("options", OPTIONS_NOTE, options_table(model)),
-    ):
-        if rows:
-            lines += ["", f"=== {model['model']}: {name} ===", note, *grid_text([head, *rows])]
+    for name, note, head, rows in repeat_tables(model):
+        lines += ["", f"=== {model['model']}: {name} ===", note, *grid_text([head, *rows])]
     return lines
 
 

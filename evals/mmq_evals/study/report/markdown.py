@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmq_evals.study.repeat_tables import OPTIONS_NOTE, SEEDS_NOTE, options_table, seeds_table
+from mmq_evals.study.repeat_tables import repeat_tables
 from mmq_evals.study.report.charts import main_grids
 from mmq_evals.study.report.facts import Facts
 from mmq_evals.study.report.plots import plot_target
@@ -103,13 +103,9 @@ def _target(model: str, target: Data, charts: Mapping[str, str]) -> list[str]:
 
 def _repeats(model: Data) -> list[str]:
     lines = []
-    for name, note, (head, rows) in (
-        ("calibration seeds", SEEDS_NOTE, seeds_table(model)),
-        ("options", OPTIONS_NOTE, options_table(model)),
-    ):
-        if rows:
-            lines += ["", f"## {cell(model['model'])}: {name}", "", cell(note)]
-            lines += table([*map(cell, head)], [[*map(cell, row)] for row in rows])
+    for name, note, head, rows in repeat_tables(model):
+        lines += ["", f"## {cell(model['model'])}: {name}", "", cell(note)]
+        lines += table([*map(cell, head)], [[*map(cell, row)] for row in rows])
     return lines
 
 

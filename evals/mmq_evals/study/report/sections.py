@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from mmq_evals.study.repeat_tables import OPTIONS_NOTE, SEEDS_NOTE, options_table, seeds_table
+from mmq_evals.study.repeat_tables import repeat_tables
 from mmq_evals.study.report import charts
 from mmq_evals.study.report.browser import Sample
 from mmq_evals.study.report.cards import sample_browser
@@ -318,13 +318,10 @@ def _methods(target: Data) -> str:
 def repeats_section(model: Data, anchor: str) -> str:
     """Calibration seeds and options of one model, empty where the table has neither."""
     parts = []
-    for heading, note, (head, rows) in (
-        ("Calibration seeds", SEEDS_NOTE, seeds_table(model)),
-        ("Options of the methods", OPTIONS_NOTE, options_table(model)),
-    ):
-        if rows:
-            cells = [[_said_cell(text) for text in row] for row in rows]
-            parts.append(f"<h3>{heading}</h3>{table(head, cells, caption=note)}")
+    for name, note, head, rows in repeat_tables(model):
+        heading = "Options of the methods" if name == "options" else name.capitalize()
+        cells = [[_said_cell(text) for text in row] for row in rows]
+        parts.append(f"<h3>{heading}</h3>{table(head, cells, caption=note)}")
     if not parts:
         return ""
     title = escape(f"{model['model']} \N{MIDDLE DOT} seeds and options".strip(" \N{MIDDLE DOT}"))
