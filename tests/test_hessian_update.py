@@ -82,6 +82,8 @@ def test_threads_do_not_matter(isa):
             results.append(update(isa, total, x))
     finally:
         torch.set_num_threads(threads)
+    assert results[0].any()
+    assert not torch.equal(results[0], total)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
 
