@@ -28,8 +28,8 @@ namespace {
 // Tiles per task, so that a task is worth a fork: about 2^16 codes.
 int64_t tiles_per_task(int64_t k) { return 1 + (int64_t{1} << 16) / (kTileRows * k + 1); }
 
-// Rows that a step works on side by side: a vector of 128 bits, which every processor has, holds one
-// dword of each.
+// Rows that a step works on side by side: a vector of 128 bits, which every processor has, holds
+// one dword of each.
 constexpr int kLanes = 4;
 static_assert(kTileRows % kLanes == 0);
 typedef uint32_t Rows __attribute__((vector_size(4 * kLanes)));
