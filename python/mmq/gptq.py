@@ -39,6 +39,8 @@ FIRST_DAMP: Final = 0.01  # The step after an undamped attempt.
 # From here on the condition number of R, at most sqrt(k / damp), lets its rounded errors add up to
 # the output error within 1e-3 (the largest seen was 4e-4).
 EXACT_DAMP: Final = 0.001
+REACH: Final = 512  # Columns that take all earlier D at once.
+GATHER_ROWS: Final = 256  # Rows of H that are permuted at once, in cache.
 FACTOR_BLOCK: Final = 256  # Columns of a step of the factorization: enough for BLAS's rate.
 
 
@@ -133,6 +135,14 @@ def column_order(order: Order, diagonal: Tensor, group_size: int) -> Tensor:
     )
 
 
+def permuted(h: Tensor, perm: Tensor) -> Tensor:
+    """A float32 copy of ``h`` [k, k] with rows and columns in the order ``perm``."""
+    found = torch.empty_like(h, dtype=torch.float32)
+    for a, b in blocks(h.shape[0], GATHER_ROWS, None):
+        found[a:b] = h[perm[a:b]].index_select(1, perm)
+    return found
+
+
 def blocks(k: int, block: int, group_size: int | None) -> Iterator[tuple[int, int]]:
     """[begin, end) of the blocks of at most ``block`` columns.
 
@@ -186,19 +196,25 @@ def walk(
     dynamic: list[Grid] = []
     # A span is a block, or as many whole groups where their parameters are found on the way.
     span = block if static is not None else group_size * max(block // group_size, 1)
+    begin = 0
     for first, last in blocks(k, span, None):
-        u = inverse(r[first:last, first:last])
         # Behind the span w holds D, in it and ahead the target.
-        shift = (w[:, :first] @ r[:first, first:last]) @ u
-        w[:, first:last] += shift
-        errors = []
+        if first % (span * max(REACH // span, 1)) == 0:
+            begin, end = first, min(first + span * max(REACH // span, 1), k)
+            reach = w[:, :begin] @ r[:begin, begin:end]
+        f = reach[:, first - begin : last - begin]
+        f.addmm_(w[:, begin:first], r[begin:first, first:last])
+        u = inverse(r[first:last, first:last])
+        shift = f @ u
+        rest = w[:, first:last] + shift
+        torch.neg(shift, out=w[:, first:last])
         for a, b in blocks(last - first, block, group_size if static is None else None):
-            here, later = slice(first + a, first + b), slice(first + b, last)
+            here = slice(first + a, first + b)
             if static is not None and kernel_grid is not None:
                 grid, group_of = kernel_grid, static[1][here]
             else:
                 if a % group_size == 0:
-                    group = w[:, here.start : here.start + group_size]
+                    group = rest[:, a : a + group_size]
                     if not all_finite(group):
                         return None
                     part = None
@@ -206,7 +222,7 @@ def walk(
                         part = importance[here.start : here.start + group_size]
                     dynamic.append(find_grid(group, spec, part, name=name))
                 grid, group_of = dynamic[-1], w.new_zeros(b - a, dtype=torch.int32)
-            block_w, block_u = w[:, here].contiguous(), u[a:b, a:b].contiguous()
+            block_w, block_u = rest[:, a:b].contiguous(), u[a:b, a:b].contiguous()
             if p is None:
                 codes[:, here], e = ops.gptq_block(
                     block_w,
@@ -222,13 +238,13 @@ def walk(
                 codes[:, here], e, values = gptaq_block(
                     block_w, block_u, p[here, here], grid.rows(n), group_of
                 )
-                w[:, here.stop :].addmm_(values, p[here, here.stop :])
-            w[:, later].addmm_(e, u[a:b, b:], alpha=-1)
-            errors.append(e)
+                rest[:, b:].addmm_(values, p[here, here.stop : last])
+                w[:, last:].addmm_(values, p[here, last:])
+            rest[:, b:].addmm_(e, u[a:b, b:], alpha=-1)
+            w[:, here.start : last].addmm_(e, u[a:b, a:])
             squared_errors += squares(e * live[here])
             if not math.isfinite(squared_errors):
                 return None
-        torch.addmm(shift, torch.cat(errors, dim=1), u, beta=-1, out=w[:, first:last])
     if static is not None:
         return Walk(codes, static[0], squared_errors)
     scales = torch.cat([grid.scales for grid in dynamic], dim=1)
@@ -292,7 +308,7 @@ def gptq(
 
     # Step 3. Order; the dead columns come last, their diagonal being 0.
     perm = column_order(order, diagonal, spec.row_group_size(k))
-    h = hessian[perm[:, None], perm].float()
+    h = permuted(hessian, perm)
     h.diagonal()[dead[perm]] = 1.0
 
     # Steps 4 and 5. The mean is over live columns, so that it keeps the inputs' units.
@@ -307,7 +323,7 @@ def gptq(
         if asymmetry is None or options.correction == "none":
             ridge = factor.damp * mean if factor.damp >= EXACT_DAMP else None
         else:
-            d = asymmetry.float()[perm[:, None], perm]
+            d = permuted(asymmetry, perm)
             notes += (f"{options.correction}, alpha {options.alpha:g}",)
             if options.correction == "gptaq":
                 p = gptaq_matrix(d, factor.r, options.alpha)
