@@ -39,7 +39,6 @@ FIRST_DAMP: Final = 0.01  # The step after an undamped attempt.
 # From here on the condition number of R, at most sqrt(k / damp), lets its rounded errors add up to
 # the output error within 1e-3 (the largest seen was 4e-4).
 EXACT_DAMP: Final = 0.001
-REACH: Final = 512  # Columns that take all earlier D at once.
 GATHER_ROWS: Final = 256  # Rows of H that are permuted at once, in cache.
 FACTOR_BLOCK: Final = 256  # Columns of a step of the factorization: enough for BLAS's rate.
 
@@ -196,16 +195,10 @@ def walk(
     dynamic: list[Grid] = []
     # A span is a block, or as many whole groups where their parameters are found on the way.
     span = block if static is not None else group_size * max(block // group_size, 1)
-    begin = 0
     for first, last in blocks(k, span, None):
         # Behind the span w holds D, in it and ahead the target.
-        if first % (span * max(REACH // span, 1)) == 0:
-            begin, end = first, min(first + span * max(REACH // span, 1), k)
-            reach = w[:, :begin] @ r[:begin, begin:end]
-        f = reach[:, first - begin : last - begin]
-        f.addmm_(w[:, begin:first], r[begin:first, first:last])
         u = inverse(r[first:last, first:last])
-        shift = f @ u
+        shift = (w[:, :first] @ r[:first, first:last]) @ u
         rest = w[:, first:last] + shift
         torch.neg(shift, out=w[:, first:last])
         for a, b in blocks(last - first, block, group_size if static is None else None):
@@ -214,12 +207,10 @@ def walk(
                 grid, group_of = kernel_grid, static[1][here]
             else:
                 if a % group_size == 0:
-                    group = rest[:, a : a + group_size]
+                    group, at = rest[:, a : a + group_size], first + a
                     if not all_finite(group):
                         return None
-                    part = None
-                    if importance is not None:
-                        part = importance[here.start : here.start + group_size]
+                    part = None if importance is None else importance[at : at + group_size]
                     dynamic.append(find_grid(group, spec, part, name=name))
                 grid, group_of = dynamic[-1], w.new_zeros(b - a, dtype=torch.int32)
             block_w, block_u = rest[:, a:b].contiguous(), u[a:b, a:b].contiguous()
