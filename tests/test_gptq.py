@@ -80,9 +80,7 @@ def test_per_tensor_agrees_with_the_plain_algorithm(zero):
     hessian, spec = stats_of(x).hessian, QuantSpec(4, zero=zero, per_tensor=True)
     packed, report = gptq(w, hessian, spec)
     grid = find_grid(w, spec)
-    h = (
-        hessian.double() + 0.01 * float(hessian.diagonal().mean()) * torch.eye(64).double()
-    )
+    h = hessian.double() + 0.01 * float(hessian.diagonal().mean()) * torch.eye(64).double()
     u = torch.linalg.cholesky(torch.linalg.inv(h), upper=True)
     rest, w_hat = w.double(), torch.empty(8, 64)
     for i in range(64):

@@ -140,11 +140,13 @@ def retargeted(w: Tensor, asymmetry: Tensor, r: Tensor, alpha: float) -> Tensor:
 
 
 def _times_u(x: Tensor, r: Tensor) -> Tensor:
-    return torch.linalg.solve_triangular(r, x, upper=True, left=False)
+    found: Tensor = torch.linalg.solve_triangular(r, x, upper=True, left=False)
+    return found
 
 
 def _times_u_transposed(x: Tensor, r: Tensor) -> Tensor:
-    return torch.linalg.solve_triangular(r.T, x, upper=False, left=False)
+    found: Tensor = torch.linalg.solve_triangular(r.T, x, upper=False, left=False)
+    return found
 
 
 def gptaq_block(

@@ -6,8 +6,8 @@ triangular with H^-1 = U^T U, e_i = (w_i - w_hat_i) / U_ii, W[:, i..] -= e_i U[i
 
 Between blocks R = U^-1 serves instead, H = R R^T, which is a Cholesky factor that nobody inverts.
 With D the target minus W_hat, E = D R; so a block B of columns behind others (<) has the weights
-W_B - E_< U_<B = W_B + F U_BB with F = D_< R_<B, in which only U_BB = R_BB^-1 is an inverse; the
-recursion inside gives E_B, and D_B = (E_B - F) U_BB.
+W_B - E_< U_<B = W_B + D_< (R_<B U_BB), in which only U_BB = R_BB^-1 is an inverse. The recursion
+inside takes E_B U_BB off them, and what is left is W_hat.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ def upper_factor(h: Tensor) -> bool:
 def inverse(r: Tensor) -> Tensor:
     """R^-1 for the upper triangle of ``r`` [c, c]."""
     identity = torch.eye(r.shape[0], dtype=r.dtype, device=r.device)
-    return torch.linalg.solve_triangular(r, identity, upper=True)
+    found: Tensor = torch.linalg.solve_triangular(r, identity, upper=True)
+    return found
 
 
 def damps(first: float) -> list[float]:
@@ -198,9 +199,8 @@ def walk(
     for first, last in blocks(k, span, None):
         # Behind the span w holds D, in it and ahead the target.
         u = inverse(r[first:last, first:last])
-        shift = (w[:, :first] @ r[:first, first:last]) @ u
-        rest = w[:, first:last] + shift
-        torch.neg(shift, out=w[:, first:last])
+        rest = torch.addmm(w[:, first:last], w[:, :first], r[:first, first:last] @ u)
+        w[:, first:last] -= rest
         for a, b in blocks(last - first, block, group_size if static is None else None):
             here = slice(first + a, first + b)
             if static is not None and kernel_grid is not None:
