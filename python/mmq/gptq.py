@@ -77,9 +77,16 @@ def upper_factor(h: Tensor) -> bool:
 
 
 def inverse(r: Tensor) -> Tensor:
-    """R^-1 for the upper triangle of ``r`` [c, c]."""
-    identity = torch.eye(r.shape[0], dtype=r.dtype, device=r.device)
-    found: Tensor = torch.linalg.solve_triangular(r, identity, upper=True)
+    """R^-1 for the upper triangle of ``r`` [c, c], by halves: c^3 / 3 multiply-adds in products."""
+    c = r.shape[0]
+    if c <= FACTOR_BLOCK:
+        identity = torch.eye(c, dtype=r.dtype, device=r.device)
+        return torch.linalg.solve_triangular(r, identity, upper=True)  # type: ignore[no-any-return]
+    half = c // 2
+    found = torch.zeros_like(r)
+    upper, lower = inverse(r[:half, :half]), inverse(r[half:, half:])
+    found[:half, :half], found[half:, half:] = upper, lower
+    torch.mm(upper @ r[:half, half:], lower, out=found[:half, half:]).neg_()
     return found
 
 
@@ -172,7 +179,7 @@ def walk(
     r: Tensor,
     spec: QuantSpec,
     block: int,
-    live: Tensor,
+    live: Tensor | None,
     *,
     static: tuple[Grid, Tensor] | None = None,
     importance: Tensor | None = None,
@@ -184,9 +191,9 @@ def walk(
     ``r`` [k, k]: R in its upper triangle. ``static`` holds the parameters of all groups and the
     group of each column, int32 [k]. None takes each group's from the compensated weights at its
     first column, the columns standing in their original order; ``importance`` [k] then weights the
-    clip search. ``live`` [k] float32 is 1 for columns that count in the loss, else 0. ``p`` [k, k]
-    is that of :func:`mmq.correction.gptaq_matrix`, None without it. Returns None if a number
-    overflows.
+    clip search. ``live`` [k] float32 is 1 for columns that count in the loss, else 0; None is all
+    1. ``p`` [k, k] is that of :func:`mmq.correction.gptaq_matrix`, None without it. Returns None if
+    a number overflows.
     """
     n, k = w.shape
     kernel_grid = None if static is None else static[0].rows(n)
@@ -194,13 +201,20 @@ def walk(
     squared_errors = 0.0
     group_size = spec.row_group_size(k)
     dynamic: list[Grid] = []
-    # A span is a block, or as many whole groups where their parameters are found on the way.
+    # A span is a block, or as many whole groups where their parameters are found on the way. Of a
+    # matrix of many rows it is all columns: to invert R is less work there than to find D.
     span = block if static is not None else group_size * max(block // group_size, 1)
+    if k * k <= 3 * n * block:
+        span = k
     for first, last in blocks(k, span, None):
         # Behind the span w holds D, in it and ahead the target.
         u = inverse(r[first:last, first:last])
-        rest = torch.addmm(w[:, first:last], w[:, :first], r[:first, first:last] @ u)
-        w[:, first:last] -= rest
+        target, from_d = w[:, first:last], r[:first, first:last] @ u
+        if last < k:
+            rest = torch.addmm(target, w[:, :first], from_d)
+            target -= rest
+        else:
+            rest = target.addmm_(w[:, :first], from_d)
         for a, b in blocks(last - first, block, group_size if static is None else None):
             here = slice(first + a, first + b)
             if static is not None and kernel_grid is not None:
@@ -232,8 +246,9 @@ def walk(
                 rest[:, b:].addmm_(values, p[here, here.stop : last])
                 w[:, last:].addmm_(values, p[here, last:])
             rest[:, b:].addmm_(e, u[a:b, b:], alpha=-1)
-            w[:, here.start : last].addmm_(e, u[a:b, a:])
-            squared_errors += squares(e * live[here])
+            if last < k:
+                target[:, a:].addmm_(e, u[a:b, a:])
+            squared_errors += squares(e if live is None else e * live[here])
             if not math.isfinite(squared_errors):
                 return None
     if static is not None:
@@ -322,7 +337,7 @@ def gptq(
                 w = w.index_copy(1, perm, retargeted(w[:, perm], d, factor.r, options.alpha))
         # Steps 6 and 7.
         columns = w.gather(1, perm.expand_as(w))  # A copy, which the walk overwrites.
-        live = (~dead[perm]).float()
+        live = (~dead[perm]).float() if bool(dead.any()) else None
         static = _group_parameters(w, spec, order, perm, importance, name) if is_static else None
         result = walk(
             columns,
