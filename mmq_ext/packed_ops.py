@@ -112,7 +112,7 @@ def _repack_cpu(qweight: Tensor, bits: int, k: int) -> Tensor:
 def repack(qweight: Tensor, bits: int, k: int) -> Tensor:
     """Canonical stream, int32 [n, ceil(k * bits / 32)], to the layout that the kernels read.
 
-    Returns uint8 [:func:`tiles_bytes`], in the order of the device: 8 rows interleaved, bit planes
+    Returns uint8 [:func:`tiles_bytes`], in the order of the device: 16 rows interleaved, bit planes
     (csrc/cpu/layout.h), or the fragment order of CUDA's tensor cores (csrc/cuda/tiles.h).
     """
     return torch.ops.mmq.repack(qweight, bits, k)  # type: ignore[no-any-return]
