@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import threading
 from collections.abc import Callable, Iterator
@@ -90,19 +91,21 @@ def growth(folder: Path, monkeypatch: pytest.MonkeyPatch, after: Callable[[Any],
         after(layer)
         found.append(mapped())
 
-    monkeypatch.setattr(hf, "_prepare", spy)
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # What is free in the heap would take up what is to be seen.
     before = mapped()
-    model = mmq.load(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(hf, "_prepare", spy)
+        model = mmq.load(folder)
     packed = sum(part.stored_bytes for part in model.modules() if isinstance(part, QuantLinear))
     assert packed > 35e6
     return (max(found) - before) / packed
 
 
 def test_weights_are_in_memory_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert growth(folder, monkeypatch, lambda layer: None) < 1.3
+    assert growth(folder, monkeypatch, lambda layer: None) < 1.5
     kept: list[torch.Tensor] = []  # A loader that keeps what it has read is seen.
-    assert growth(folder, monkeypatch, lambda layer: kept.append(layer.packed.qweight)) > 1.7
+    assert growth(folder, monkeypatch, lambda layer: kept.append(layer.packed.qweight)) > 1.8
 
 
 def test_damage_is_a_changed_file_whatever_it_leads_to(folder: Path, tmp_path: Path) -> None:
