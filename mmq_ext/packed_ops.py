@@ -256,9 +256,11 @@ def _packed_gemm_cpu(
     dtype = x.dtype
     m, k = x.shape
     tiles, affine = tiles.contiguous(), affine.contiguous()
-    out = y
-    if dtype != torch.float32:
-        x, out = x.float(), y.new_empty((m, n), dtype=torch.float32)
+    out = y if dtype == torch.float32 else y.new_empty((m, n), dtype=torch.float32)
+    # The library takes bfloat16 as it is, or widens it for kernels that do not.
+    bfloat16 = dtype == torch.bfloat16 and in_scale is None
+    if not bfloat16:
+        x = x.float()
     if in_scale is not None:
         x = x / in_scale.float()
     if perm is not None:
@@ -280,6 +282,7 @@ def _packed_gemm_cpu(
         GEMM_MODES[mode],
         cpu_affine_kind(affine, n, group_count(k, group_size)),
         FLOATS[affine.dtype],
+        bfloat16,
     )
     return out if dtype == torch.float32 else y.copy_(out)
 

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // The exact mode of packed_gemm for many rows, but for the instruction set: a panel of weights is
-// dequantized into the cache and multiplied by a register-blocked kernel.
+// decoded into the cache and multiplied by a register-blocked kernel.
 //
-//   panel  [column][outputs of a strip]       kPanelFloats, dequantized once for all rows of a task
+//   panel  [column][outputs of a strip]       decoded once for all rows of a task
 //   x      [row block][column][row]           packed once per call
 //   sums   [strip][row][outputs of a strip]   of one task; y is written once, at the end: its rows
 //                                             lie in few sets of the cache
+//
+// Here panels are fp32 numbers with their scale; packed_gemm_exact_avx512bf16.cpp has pairs of
+// bfloat16 integers, whose "column" is two of k.
 //
 // A header of the AVX2 and AVX-512 files only.
 #pragma once
@@ -26,7 +29,7 @@ MMQ_AVX2_BEGIN
 namespace mmq::cpu::avx2 {
 namespace {
 
-// A panel takes half of an L1 cache of 32 KB.
+// A panel takes half of an L1 cache of 32 KB: so many numbers of 32 bits.
 constexpr int64_t kPanelFloats = 4096;
 // Outputs of a task. Measured: more of them share the activations of many rows in L2, fewer keep
 // the sums of few rows in L1 (Zen 4, 4096x4096).
@@ -37,11 +40,18 @@ constexpr int64_t kFewChunkRows = 128;
 // 512.
 constexpr int64_t kChunkRows = 320;
 
-// One call of a panel kernel: sums (+)= x . panel over `depth` columns.
+// The activations of a call, block after block of rows.
+struct PanelRows {
+  const float* x;     // [row block][column][row]; a column may be a pair in 32 bits
+  const float* sums;  // [row block][group][row] of x, for kernels that multiply minima apart
+};
+
+// One call of a panel kernel: sums (+)= x . panel over `depth` of k from column `k` on.
 struct PanelOperands {
   const float* x;
   const float* panel;
-  int64_t depth;
+  int64_t k, depth, group_size;
+  const float* x_sums;  // [group][row] or null
   float* sums;
   bool begin;  // sums are written, not added to
 };
@@ -66,16 +76,17 @@ void dequantize_mixed_block(const uint8_t* block, const TileAffine& affine, int6
 }
 
 // Columns [begin, end) of a strip to panel[k - begin][outputs]; begin is a multiple of a block.
-// Outputs of tiles that do not exist are zero.
-template <class Panel, int kBits>
+// Outputs of tiles that do not exist are zero. Kernel is the Kernel of a FloatPanel.
+template <class Kernel, int kBits>
 void dequantize(const PackedGemmArgs& a, int64_t tile, int64_t begin, int64_t end, float* panel) {
-  constexpr int64_t kStride = Panel::kTiles * kTileRows;
+  constexpr int64_t kStride = Kernel::kTiles * kTileRows;
   const int64_t tiles = tile_count(a.n);
-  if (tile + Panel::kTiles > tiles)
+  if (tile + Kernel::kTiles > tiles)
     std::memset(panel, 0, static_cast<size_t>((end - begin) * kStride) * sizeof(float));
-  const int64_t last_tile = smaller(tile + Panel::kTiles, tiles);
-  for (; tile < last_tile; tile += Panel::kVectorTiles, panel += Panel::kVectorTiles * kTileRows) {
-    const int64_t neighbours = smaller(Panel::kVectorTiles, last_tile - tile) - 1;
+  const int64_t last_tile = smaller(tile + Kernel::kTiles, tiles);
+  for (; tile < last_tile;
+       tile += Kernel::kVectorTiles, panel += Kernel::kVectorTiles * kTileRows) {
+    const int64_t neighbours = smaller(Kernel::kVectorTiles, last_tile - tile) - 1;
     const int64_t block_stride = neighbours * tile_bytes(a.k, kBits);
     const uint8_t* block =
         a.tiles + tile * tile_bytes(a.k, kBits) + begin / kBlockCols * block_bytes(kBits);
@@ -88,7 +99,7 @@ void dequantize(const PackedGemmArgs& a, int64_t tile, int64_t begin, int64_t en
         group_end = (group + 1) * a.group_size;
       }
       if (smaller(group_end, end) - k >= kBlockCols) {
-        Panel::template dequantize_block<kBits>(block, block_stride, affine, group, out);
+        Kernel::template dequantize_block<kBits>(block, block_stride, affine, group, out);
         continue;
       }
       for (int64_t i = 0; i <= neighbours; ++i)
@@ -141,28 +152,32 @@ inline void prefetch_columns(const PackedGemmArgs& a, int64_t tile, int64_t last
 }
 
 // Row blocks [begin, end) times strips [first, last). Panel has kRows, kTiles (of a strip),
-// kVectorTiles, multiply(rows, operands) and dequantize_block<kBits>(block, bytes to the next
-// tile's, affine of each tile, group, to).
+// kPackedCols (of k, in a column), kScaleFloats (kept behind a panel), multiply(rows, operands) and
+// decode<kBits>(arguments, tile, columns [begin, end), panel).
 template <class Panel, int kBits>
-void multiply_chunk(const PackedGemmArgs& a, const RowBlocks& rows, const float* x, int64_t begin,
-                    int64_t end, int64_t first, int64_t last) {
-  constexpr int64_t kCols = Panel::kTiles * kTileRows, kDepth = kPanelFloats / kCols;
+void multiply_chunk(const PackedGemmArgs& a, const RowBlocks& rows, const PanelRows& x,
+                    int64_t begin, int64_t end, int64_t first, int64_t last) {
+  constexpr int64_t kCols = Panel::kTiles * kTileRows;
+  constexpr int64_t kDepth = kPanelFloats / kCols * Panel::kPackedCols;
   static_assert(kDepth <= kChainCols && kDepth % kBlockCols == 0, "the error bound, whole blocks");
   const int64_t first_row = rows.begin(begin), row_count = rows.begin(end) - first_row;
-  Scratch scratch(kPanelFloats + (last - first) * row_count * kCols);
-  float* panel = scratch.take(kPanelFloats);
+  const int64_t columns = ceil_div(a.k, Panel::kPackedCols);
+  const int64_t groups = group_count(a.k, a.group_size);
+  Scratch scratch(kPanelFloats + Panel::kScaleFloats + (last - first) * row_count * kCols);
+  float* panel = scratch.take(kPanelFloats + Panel::kScaleFloats);
   float* sums = scratch.take((last - first) * row_count * kCols);
   for (int64_t k = 0; k < a.k; k += kDepth) {
     const int64_t depth = smaller(kDepth, a.k - k);
     for (int64_t strip = first; strip < last; ++strip) {
       const int64_t tile = strip * Panel::kTiles;
-      dequantize<Panel, kBits>(a, tile, k, k + depth, panel);
+      Panel::template decode<kBits>(a, tile, k, k + depth, panel);
       prefetch_columns<kBits>(a, tile, tile + Panel::kTiles, k + kDepth,
                               smaller(k + 2 * kDepth, a.k));
       float* strip_sums = sums + (strip - first) * row_count * kCols;
       for (int64_t block = begin; block < end; ++block) {
         const int64_t row = rows.begin(block), count = rows.rows(block);
-        Panel::multiply(count, {x + row * a.k + k * count, panel, depth,
+        Panel::multiply(count, {x.x + row * columns + k / Panel::kPackedCols * count, panel, k,
+                                depth, a.group_size, x.sums ? x.sums + row * groups : nullptr,
                                 strip_sums + (row - first_row) * kCols, k == 0});
       }
     }
@@ -178,11 +193,7 @@ void multiply_chunk(const PackedGemmArgs& a, const RowBlocks& rows, const float*
 }
 
 template <class Panel, int kBits>
-void multiply_many_rows(const PackedGemmArgs& a) {
-  const RowBlocks rows(a.m, Panel::kRows);
-  Scratch packed(a.m * a.k);
-  float* x = packed.take(a.m * a.k);
-  pack_rows(a, rows, x);
+void multiply_packed_rows(const PackedGemmArgs& a, const RowBlocks& rows, const PanelRows& x) {
   const int64_t strips = ceil_div(tile_count(a.n), Panel::kTiles);
   const int64_t row_chunks = ceil_div(a.m, kChunkRows);
   // Several tasks per thread even out their ends.
@@ -201,6 +212,33 @@ void multiply_many_rows(const PackedGemmArgs& a) {
                                                 smaller(strip + chunk_strips, strips));
                  }
                });
+}
+
+// A panel of fp32 numbers. Kernel has kRows, kTiles, kVectorTiles, multiply(rows, operands) and
+// dequantize_block<kBits>(block, bytes to the next tile's, affine of each tile, group, to).
+template <class Kernel>
+struct FloatPanel {
+  static constexpr int kRows = Kernel::kRows, kTiles = Kernel::kTiles;
+  static constexpr int kPackedCols = 1, kScaleFloats = 0;
+
+  static void multiply(int64_t rows, const PanelOperands& operands) {
+    Kernel::multiply(rows, operands);
+  }
+
+  template <int kBits>
+  static void decode(const PackedGemmArgs& a, int64_t tile, int64_t begin, int64_t end,
+                     float* panel) {
+    dequantize<Kernel, kBits>(a, tile, begin, end, panel);
+  }
+};
+
+template <class Kernel, int kBits>
+void multiply_many_rows(const PackedGemmArgs& a) {
+  const RowBlocks rows(a.m, Kernel::kRows);
+  Scratch packed(a.m * a.k);
+  float* x = packed.take(a.m * a.k);
+  pack_rows(a, rows, x);
+  multiply_packed_rows<FloatPanel<Kernel>, kBits>(a, rows, {x, nullptr});
 }
 
 }  // namespace

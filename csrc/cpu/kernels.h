@@ -10,7 +10,7 @@
 namespace mmq::cpu {
 
 enum class GemmMode : int {
-  kExact = 0,  // fp32 activations
+  kExact = 0,  // activations as they are
   kInt8 = 1,   // activations quantized per row and group
 };
 
@@ -25,7 +25,7 @@ constexpr int64_t kMinTaskMacs = 100000;
 // row and group: s_x = max|x| / 127, x_q = round_half_even(x / s_x); zeros stay zeros, and a row
 // with a NaN or an infinity gives NaN.
 struct PackedGemmArgs {
-  const float* x;        // [m, k]
+  const float* x;        // [m, k]; null where there is x_bfloat16
   const uint8_t* tiles;  // codes in the layout of layout.h
   const void* affine;    // scales and zeros or minima in the layout of layout.h
   const float* bias;     // [n] or null
@@ -34,7 +34,8 @@ struct PackedGemmArgs {
   int bits;
   GemmMode mode;
   AffineKind affine_kind;
-  ScaleType scale_type;  // of a 16-bit affine
+  ScaleType scale_type;        // of a 16-bit affine
+  const uint16_t* x_bfloat16;  // [m, k] or null
 };
 
 // The GPTQ recursion inside one block of `cols` columns (arXiv 2210.17323, algorithm 1, inner
@@ -103,6 +104,9 @@ struct Kernels {
   const char* name;
   bool (*supported)();
   void (*packed_gemm)(const PackedGemmArgs&);
+  // Exact mode with x_bfloat16. False, with nothing written, where packed_gemm shall have these
+  // activations as fp32.
+  bool (*packed_gemm_bfloat16)(const PackedGemmArgs&);
   void (*gptq_block)(const GptqBlockArgs&);
   void (*awq_errors)(const AwqErrorsArgs&);
   void (*grid_search)(const GridSearchArgs&);
@@ -113,6 +117,9 @@ struct Kernels {
 // (an unknown or unsupported name throws std::invalid_argument at the first call).
 const Kernels& kernels();
 
+// packed_gemm of the table in use, which gets bfloat16 activations as they are or widened.
+void packed_gemm(const PackedGemmArgs& args);
+
 // For tests and benchmarks: makes the row called `name` the table in use and returns the name of
 // the one before. Throws std::invalid_argument for an unknown or unsupported name.
 const char* select_isa(const char* name);
@@ -122,6 +129,7 @@ const char* const* supported_isas();
 
 namespace scalar {
 void packed_gemm(const PackedGemmArgs& args);
+bool packed_gemm_bfloat16(const PackedGemmArgs& args);  // always false
 void gptq_block(const GptqBlockArgs& args);
 void awq_errors(const AwqErrorsArgs& args);
 void grid_search(const GridSearchArgs& args);
@@ -148,6 +156,12 @@ void packed_gemm_exact(const PackedGemmArgs& args);
 void packed_gemm_int8(const PackedGemmArgs& args);
 void hessian_update(const HessianUpdateArgs& args);
 }  // namespace avx512
+
+// packed_gemm in exact mode with bfloat16 activations; the other ops are those of avx512.
+namespace avx512bf16 {
+bool supported();  // AVX512-BF16 beside all that avx512 needs
+bool packed_gemm_bfloat16(const PackedGemmArgs& args);
+}  // namespace avx512bf16
 #endif
 
 }  // namespace mmq::cpu

@@ -1,0 +1,311 @@
+// SPDX-License-Identifier: Apache-2.0
+// packed_gemm with bfloat16 activations on AVX512-BF16: vdpbf16ps multiplies pairs of bfloat16
+// numbers and adds the products to fp32 sums, at twice the rate of fp32 multiply-adds. The frame is
+// dense_panel_avx2.h: 12 rows by 32 outputs = 24 sums.
+//
+//   panel  [pair of columns][outputs][2]   codes less the integer zero (codes alone with minima):
+//                                          at most 255, so exact in bfloat16
+//          scales, minima [segment][outputs]   fp32, behind it
+//   x      [row block][pair][row][2]
+//
+// A segment is what a panel has of one group, at most kChainCols columns. A segment's sum has no
+// scale yet; sums += scale * segment's sum, and at the end of a group minimum * sum of x.
+//
+// Rounding. The product of two bfloat16 numbers has 16 bits: exact. vdpbf16ps adds the two products
+// one after the other (observed: the odd column first, on Zen 4), so a segment's sum is a chain of
+// at most kChainCols fp32 additions, as everywhere in exact mode; so it is where the products are
+// added to each other first. The instruction takes subnormal numbers for zeros and makes none.
+// x is therefore looked through while it is packed: if a magnitude is neither zero nor in
+// [2^-119, 2^111), the call is left to the fp32 kernels. Otherwise every number that occurs is a
+// multiple of 2^-126 (8 significant bits from 2^-119 on; rounding to fp32 keeps that), hence zero
+// or normal, and no sum reaches 256 * 255 * 2^111 < 2^127. NaN and infinity go the same way out.
+#if defined(__x86_64__)
+
+#include <cstring>
+
+#include "cpu/dense_panel_avx2.h"
+#include "cpu/kernels.h"
+#include "cpu/layout.h"
+#include "cpu/packed_gemm_avx512.h"
+#include "cpu/target_avx512bf16.h"
+
+MMQ_AVX512BF16_BEGIN
+
+namespace mmq::cpu::avx512bf16 {
+namespace {
+
+using avx2::larger;
+using avx2::PanelOperands;
+using avx2::PanelRows;
+using avx2::RowBlocks;
+using avx2::smaller;
+using avx512::kVectorRows;
+
+constexpr int64_t kFromRows = 8;
+
+constexpr int kPairCols = 2;
+constexpr int kVectors = 2;
+constexpr int kCols = kVectors * kVectorRows;
+constexpr int kBlockFloats = kBlockCols / kPairCols * kCols;
+constexpr int kMaxSegments = kChainCols / kBlockCols;
+constexpr int kMinimaAt = kMaxSegments * kCols;  // behind the scales
+constexpr int kScaleFloats = 2 * kMinimaAt;
+
+// --- activations ---
+
+// The bits of 2^-119, and how many magnitudes lie from there to below 2^111.
+constexpr int16_t kLeast = (127 - 119) << 7, kMagnitudes = (119 + 111) << 7;
+
+// Whether all of x is zero or has a magnitude in [2^-119, 2^111).
+bool is_plain(const uint16_t* x, int64_t count) {
+  __mmask32 other = 0;
+  for (int64_t i = 0; i < count; i += 32) {
+    const __mmask32 lanes = count - i >= 32 ? ~__mmask32{0} : (__mmask32{1} << (count - i)) - 1;
+    const __m512i magnitude =
+        _mm512_and_si512(_mm512_maskz_loadu_epi16(lanes, x + i), _mm512_set1_epi16(0x7fff));
+    const __m512i above = _mm512_sub_epi16(magnitude, _mm512_set1_epi16(kLeast));
+    other |= _mm512_mask_cmpge_epu16_mask(_mm512_test_epi16_mask(magnitude, magnitude), above,
+                                          _mm512_set1_epi16(kMagnitudes));
+  }
+  return other == 0;
+}
+
+// The sum of x[0, count), in 16 chains per kChainCols columns.
+float sum_of(const uint16_t* x, int64_t count) {
+  float total = 0;
+  for (int64_t begin = 0; begin < count; begin += kChainCols) {
+    __m512 sums = _mm512_setzero_ps();
+    for (int64_t i = begin; i < smaller(begin + kChainCols, count); i += 16) {
+      const __mmask16 lanes = count - i >= 16 ? static_cast<__mmask16>(~0u)
+                                              : static_cast<__mmask16>((1u << (count - i)) - 1);
+      const __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, x + i));
+      sums = _mm512_add_ps(sums, _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16)));
+    }
+    total += _mm512_reduce_add_ps(sums);
+  }
+  return total;
+}
+
+// Pairs of `count` rows from `from` on to to[pair][row], a cache line of a row at a time.
+void pack_pairs(const uint16_t* from, int64_t k, int64_t count, float* to) {
+  constexpr int64_t kLineCols = 32;
+  for (int64_t begin = 0; begin < k; begin += kLineCols)
+    for (int64_t row = 0; row < count; ++row) {
+      const uint16_t* x = from + row * k;
+      const int64_t end = smaller(begin + kLineCols, k);
+      float* pair = to + begin / kPairCols * count + row;
+      int64_t i = begin;
+      for (; i + 1 < end; i += kPairCols, pair += count) std::memcpy(pair, x + i, sizeof *pair);
+      if (i < end) {
+        const uint32_t last = x[i];
+        std::memcpy(pair, &last, sizeof last);
+      }
+    }
+}
+
+// Packs the rows, and sums their groups if there are minima. False: x is not plain.
+bool pack(const PackedGemmArgs& a, const RowBlocks& rows, float* x, float* sums) {
+  const int64_t pairs = ceil_div(a.k, kPairCols), groups = group_count(a.k, a.group_size);
+  Scratch flags(rows.count);
+  float* plain = flags.take(rows.count);
+  parallel_for(rows.count, 1 + kMinTaskMacs * rows.count / (a.m * a.k + 1),
+               [&](int64_t block, int64_t end) {
+                 for (; block < end; ++block) {
+                   const int64_t first = rows.begin(block), count = rows.rows(block);
+                   const uint16_t* from = a.x_bfloat16 + first * a.k;
+                   plain[block] = is_plain(from, count * a.k);
+                   pack_pairs(from, a.k, count, x + first * pairs);
+                   if (!sums) continue;
+                   float* sum = sums + first * groups;
+                   for (int64_t k = 0; k < a.k; k += a.group_size)
+                     for (int64_t row = 0; row < count; ++row)
+                       *sum++ = sum_of(from + row * a.k + k, smaller(a.group_size, a.k - k));
+                 }
+               });
+  bool all = true;
+  for (int64_t block = 0; block < rows.count; ++block) all = all && plain[block] != 0;
+  return all;
+}
+
+// --- weights ---
+
+// w = (code - zero) * scale + minimum of 16 rows; zeros are integers.
+struct IntegerGrid {
+  __m512 scale, zero, minimum;
+};
+
+inline IntegerGrid load_integer_grid(const avx2::TileAffine* pair, int64_t group) {
+  if (pair[0].kind == AffineKind::kScaleMin32) {
+    const avx512::Grid grid = avx512::load_grid(pair, group);
+    return {grid.scale, _mm512_setzero_ps(), grid.minimum};
+  }
+  const auto load = [&](int64_t offset) {
+    const int64_t at = group * affine_bytes(pair[0].kind) + offset;
+    return avx512::join(avx2::load_scales(pair[0].data + at, pair[0].type),
+                        avx2::load_scales(pair[1].data + at, pair[1].type));
+  };
+  const __m512 zero = pair[0].kind == AffineKind::kScale16 ? _mm512_set1_ps(-pair[0].minus_zero)
+                                                           : load(kTileRows * 2);
+  return {load(0), zero, _mm512_setzero_ps()};
+}
+
+// A byte of a dword, ORed where it lies into the significand of a power of two whose last place
+// there is 1, is that power plus the byte; less power plus zero it is the byte less the zero.
+struct ByteToFloat {
+  __m512i mask, power;
+  __m512 offset;
+  ByteToFloat(int position, __m512 zero)
+      : mask(_mm512_set1_epi32(0xff << position)),
+        power(_mm512_set1_epi32((127 + 23 - position) << 23)),
+        offset(_mm512_add_ps(_mm512_castsi512_ps(power), zero)) {}
+  __m512i operator()(__m512i dwords) const {
+    constexpr int kAndOr = 0xea;  // (a & b) | c
+    return _mm512_castps_si512(_mm512_sub_ps(
+        _mm512_castsi512_ps(_mm512_ternarylogic_epi32(dwords, mask, power, kAndOr)), offset));
+  }
+};
+
+// One block of two tiles to pairs out[16][kCols].
+template <int kBits>
+inline void decode_pairs(const uint8_t* block, int64_t stride, __m512 zero, float* out) {
+  const ByteToFloat even(0, zero), odd(8, zero);
+  __m512i quads[kBlockQuads];
+  avx512::decode_block<kBits>(block, stride, quads);
+#pragma GCC unroll 8
+  for (int quad = 0; quad < kBlockQuads; ++quad) {
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half, out += kCols) {
+      const __m512i bytes = half ? _mm512_srli_epi32(quads[quad], 16) : quads[quad];
+      // At most 8 significant bits: the lower halves are zero.
+      _mm512_store_si512(out, _mm512_or_si512(_mm512_srli_epi32(even(bytes), 16), odd(bytes)));
+    }
+  }
+}
+
+// Columns [begin, end) of a strip, with the scales and minima of its segments. Minima are zero
+// where a group goes on in the next panel; outputs of tiles that do not exist are zero.
+template <int kBits>
+void decode_panel(const PackedGemmArgs& a, int64_t tile, int64_t begin, int64_t end, float* panel) {
+  const int64_t tiles = tile_count(a.n);
+  if (tile + kVectors * avx512::kVectorTiles > tiles)
+    std::memset(panel, 0, sizeof(float) * (avx2::kPanelFloats + kScaleFloats));
+  for (int i = 0; i < kVectors; ++i, tile += avx512::kVectorTiles, panel += kVectorRows) {
+    if (tile >= tiles) return;
+    const int64_t stride =
+        (smaller(avx512::kVectorTiles, tiles - tile) - 1) * tile_bytes(a.k, kBits);
+    const int64_t neighbour = stride ? tile + 1 : tile;
+    const avx2::TileAffine affine[] = {avx2::tile_affine(a, tile), avx2::tile_affine(a, neighbour)};
+    const uint8_t* block =
+        a.tiles + tile * tile_bytes(a.k, kBits) + begin / kBlockCols * block_bytes(kBits);
+    float* out = panel;
+    float* scales = panel + avx2::kPanelFloats;
+    for (int64_t k = begin; k < end; scales += kCols) {
+      const int64_t group = k / a.group_size, group_end = smaller((group + 1) * a.group_size, a.k);
+      const int64_t stop = smaller(group_end, end);
+      const IntegerGrid grid = load_integer_grid(affine, group);
+      _mm512_store_ps(scales, grid.scale);
+      _mm512_store_ps(scales + kMinimaAt, stop == group_end ? grid.minimum : _mm512_setzero_ps());
+      for (; k < stop; k += kBlockCols, block += block_bytes(kBits), out += kBlockFloats)
+        decode_pairs<kBits>(block, stride, grid.zero, out);
+      k = stop;
+    }
+  }
+}
+
+// --- products ---
+
+template <int kRows>
+void panel_kernel(const PanelOperands& a) {
+  const float* x = a.x;
+  const float* w = a.panel;
+  const float* scales = a.panel + avx2::kPanelFloats;
+  const int64_t end = a.k + a.depth;
+  int64_t group = a.k / a.group_size;
+  bool begin = a.begin;
+  for (int64_t k = a.k; k < end; ++group, scales += kCols, begin = false) {
+    const int64_t stop = smaller((group + 1) * a.group_size, end);
+    __m512 sums[kRows][kVectors] = {};
+    for (; k < stop; k += kPairCols, x += kRows, w += kCols) {
+      const __m512bh weights[kVectors] = {(__m512bh)_mm512_load_ps(w),
+                                          (__m512bh)_mm512_load_ps(w + kVectorRows)};
+#pragma GCC unroll 12
+      for (int row = 0; row < kRows; ++row) {
+        const __m512bh value = (__m512bh)_mm512_set1_ps(x[row]);
+#pragma GCC unroll 2
+        for (int i = 0; i < kVectors; ++i)
+          sums[row][i] = _mm512_dpbf16_ps(sums[row][i], value, weights[i]);
+      }
+    }
+    k = stop;
+#pragma GCC unroll 2
+    for (int i = 0; i < kVectors; ++i) {
+      const __m512 scale = _mm512_load_ps(scales + i * kVectorRows);
+      const __m512 minimum = _mm512_load_ps(scales + kMinimaAt + i * kVectorRows);
+      float* to = a.sums + i * kVectorRows;
+#pragma GCC unroll 12
+      for (int row = 0; row < kRows; ++row, to += kCols) {
+        const __m512 before = begin ? _mm512_setzero_ps() : _mm512_load_ps(to);
+        __m512 sum = _mm512_fmadd_ps(sums[row][i], scale, before);
+        if (a.x_sums)
+          sum = _mm512_fmadd_ps(_mm512_set1_ps(a.x_sums[group * kRows + row]), minimum, sum);
+        _mm512_store_ps(to, sum);
+      }
+    }
+  }
+}
+
+struct Panel {
+  static constexpr int kRows = 12;
+  static constexpr int kTiles = kCols / kTileRows;
+  static constexpr int kPackedCols = kPairCols;
+  static constexpr int kScaleFloats = avx512bf16::kScaleFloats;
+
+  static void multiply(int64_t rows, const PanelOperands& operands) {
+    static constexpr void (*kKernels[kRows])(const PanelOperands&) = {
+        panel_kernel<1>, panel_kernel<2>,  panel_kernel<3>,  panel_kernel<4>,
+        panel_kernel<5>, panel_kernel<6>,  panel_kernel<7>,  panel_kernel<8>,
+        panel_kernel<9>, panel_kernel<10>, panel_kernel<11>, panel_kernel<12>};
+    kKernels[rows - 1](operands);
+  }
+
+  template <int kBits>
+  static void decode(const PackedGemmArgs& a, int64_t tile, int64_t begin, int64_t end,
+                     float* panel) {
+    decode_panel<kBits>(a, tile, begin, end, panel);
+  }
+};
+
+constexpr void (*kByBits[])(const PackedGemmArgs&, const RowBlocks&, const PanelRows&) = {
+    avx2::multiply_packed_rows<Panel, 2>, avx2::multiply_packed_rows<Panel, 3>,
+    avx2::multiply_packed_rows<Panel, 4>, avx2::multiply_packed_rows<Panel, 5>,
+    avx2::multiply_packed_rows<Panel, 6>, avx2::multiply_packed_rows<Panel, 7>,
+    avx2::multiply_packed_rows<Panel, 8>};
+
+bool multiply(const PackedGemmArgs& a) {
+  const RowBlocks rows(a.m, Panel::kRows);
+  const bool minima = a.affine_kind == AffineKind::kScaleMin32;
+  const int64_t x_floats = a.m * ceil_div(a.k, kPairCols);
+  const int64_t sum_floats = minima ? a.m * group_count(a.k, a.group_size) : 0;
+  Scratch memory(Scratch::padded(x_floats) + sum_floats);
+  float* x = memory.take(x_floats);
+  float* sums = minima ? memory.take(sum_floats) : nullptr;
+  if (!pack(a, rows, x, sums)) return false;
+  kByBits[a.bits - kMinBits](a, rows, {x, sums});
+  return true;
+}
+
+}  // namespace
+}  // namespace mmq::cpu::avx512bf16
+
+MMQ_AVX512BF16_END
+
+namespace mmq::cpu::avx512bf16 {
+
+bool packed_gemm_bfloat16(const PackedGemmArgs& a) {
+  const bool whole_blocks = a.group_size % kBlockCols == 0 || a.group_size >= a.k;
+  return a.m >= kFromRows && a.k > 0 && whole_blocks && multiply(a);
+}
+
+}  // namespace mmq::cpu::avx512bf16
+
+#endif
