@@ -19,7 +19,7 @@ def packed_gemm(
     mode: int,
     affine_kind: int,
     scale_type: int,
-    x_bfloat16: bool,
+    bfloat16: bool,
 ) -> None: ...
 def gptq_block(
     w: int,

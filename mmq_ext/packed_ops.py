@@ -256,11 +256,11 @@ def _packed_gemm_cpu(
     dtype = x.dtype
     m, k = x.shape
     tiles, affine = tiles.contiguous(), affine.contiguous()
-    out = y if dtype == torch.float32 else y.new_empty((m, n), dtype=torch.float32)
-    # The library takes bfloat16 as it is, or widens it for kernels that do not.
+    out = y
+    # Other 16-bit activations, and what a division makes of them, go through float32 here.
     bfloat16 = dtype == torch.bfloat16 and in_scale is None
-    if not bfloat16:
-        x = x.float()
+    if dtype != torch.float32 and not bfloat16:
+        x, out = x.float(), y.new_empty((m, n), dtype=torch.float32)
     if in_scale is not None:
         x = x / in_scale.float()
     if perm is not None:
@@ -284,7 +284,7 @@ def _packed_gemm_cpu(
         FLOATS[affine.dtype],
         bfloat16,
     )
-    return out if dtype == torch.float32 else y.copy_(out)
+    return y if out is y else y.copy_(out)
 
 
 def packed_gemm(

@@ -3,7 +3,7 @@
 // decoded into the cache and multiplied by a register-blocked kernel.
 //
 //   panel  [column][outputs of a strip]       decoded once for all rows of a task
-//   x      [row block][column][row]           packed once per call
+//   x      [panel][row block][column][row]    packed once per call, so that a panel reads a stream
 //   sums   [strip][row][outputs of a strip]   of one task; y is written once, at the end: its rows
 //                                             lie in few sets of the cache
 //
@@ -42,16 +42,16 @@ constexpr int64_t kChunkRows = 320;
 
 // The activations of a call, block after block of rows.
 struct PanelRows {
-  const float* x;     // [row block][column][row]; a column may be a pair in 32 bits
-  const float* sums;  // [row block][group][row] of x, for kernels that multiply minima apart
+  const float* x;     // [panel][row block][Panel::kBlockFloats]
+  const float* sums;  // [row][group] of x, for kernels that multiply minima apart, or null
 };
 
 // One call of a panel kernel: sums (+)= x . panel over `depth` of k from column `k` on.
 struct PanelOperands {
   const float* x;
   const float* panel;
-  int64_t k, depth, group_size;
-  const float* x_sums;  // [group][row] or null
+  int64_t k, depth, group_size, groups;
+  const float* x_sums;  // [row][groups] or null
   float* sums;
   bool begin;  // sums are written, not added to
 };
@@ -109,9 +109,10 @@ void dequantize(const PackedGemmArgs& a, int64_t tile, int64_t begin, int64_t en
   }
 }
 
-// Copies x to [row block][k][row], a cache line of a row at a time: lines of rows whose length is a
-// power of two would drive each other out.
-inline void pack_rows(const PackedGemmArgs& a, const RowBlocks& rows, float* packed) {
+// Copies x to [panel][row block][k][row], a cache line of a row at a time: lines of rows whose
+// length is a power of two would drive each other out.
+template <int64_t kRows, int64_t kDepth>
+void pack_rows(const PackedGemmArgs& a, const RowBlocks& rows, float* packed) {
   constexpr int64_t kLineCols = 16;
   const auto pack_line = [](const float* from, int64_t cols, float* to, int64_t stride) {
     for (int64_t j = 0; j < cols; ++j) to[j * stride] = from[j];
@@ -120,12 +121,15 @@ inline void pack_rows(const PackedGemmArgs& a, const RowBlocks& rows, float* pac
                [&](int64_t begin, int64_t end) {
                  for (int64_t block = begin; block < end; ++block) {
                    const int64_t first = rows.begin(block), count = rows.rows(block);
-                   const float* from = a.x + first * a.k;
-                   float* to = packed + first * a.k;
-                   for (int64_t k = 0; k < a.k; k += kLineCols)
-                     for (int64_t row = 0; row < count; ++row)
-                       pack_line(from + row * a.k + k, smaller(kLineCols, a.k - k),
-                                 to + k * count + row, count);
+                   for (int64_t panel = 0; panel < a.k; panel += kDepth) {
+                     const int64_t depth = smaller(kDepth, a.k - panel);
+                     const float* from = a.x + first * a.k + panel;
+                     float* to = packed + (panel / kDepth * rows.count + block) * kRows * kDepth;
+                     for (int64_t k = 0; k < depth; k += kLineCols)
+                       for (int64_t row = 0; row < count; ++row)
+                         pack_line(from + row * a.k + k, smaller(kLineCols, depth - k),
+                                   to + k * count + row, count);
+                   }
                  }
                });
 }
@@ -152,22 +156,21 @@ inline void prefetch_columns(const PackedGemmArgs& a, int64_t tile, int64_t last
 }
 
 // Row blocks [begin, end) times strips [first, last). Panel has kRows, kTiles (of a strip),
-// kPackedCols (of k, in a column), kScaleFloats (kept behind a panel), multiply(rows, operands) and
+// kDepth, kBlockFloats (x of a row block and panel), kScaleFloats (behind a panel), multiply(rows,
 // decode<kBits>(arguments, tile, columns [begin, end), panel).
 template <class Panel, int kBits>
 void multiply_chunk(const PackedGemmArgs& a, const RowBlocks& rows, const PanelRows& x,
                     int64_t begin, int64_t end, int64_t first, int64_t last) {
-  constexpr int64_t kCols = Panel::kTiles * kTileRows;
-  constexpr int64_t kDepth = kPanelFloats / kCols * Panel::kPackedCols;
+  constexpr int64_t kCols = Panel::kTiles * kTileRows, kDepth = Panel::kDepth;
   static_assert(kDepth <= kChainCols && kDepth % kBlockCols == 0, "the error bound, whole blocks");
   const int64_t first_row = rows.begin(begin), row_count = rows.begin(end) - first_row;
-  const int64_t columns = ceil_div(a.k, Panel::kPackedCols);
   const int64_t groups = group_count(a.k, a.group_size);
   Scratch scratch(kPanelFloats + Panel::kScaleFloats + (last - first) * row_count * kCols);
   float* panel = scratch.take(kPanelFloats + Panel::kScaleFloats);
   float* sums = scratch.take((last - first) * row_count * kCols);
   for (int64_t k = 0; k < a.k; k += kDepth) {
     const int64_t depth = smaller(kDepth, a.k - k);
+    const float* x_panel = x.x + k / kDepth * rows.count * Panel::kBlockFloats;
     for (int64_t strip = first; strip < last; ++strip) {
       const int64_t tile = strip * Panel::kTiles;
       Panel::template decode<kBits>(a, tile, k, k + depth, panel);
@@ -176,20 +179,16 @@ void multiply_chunk(const PackedGemmArgs& a, const RowBlocks& rows, const PanelR
       float* strip_sums = sums + (strip - first) * row_count * kCols;
       for (int64_t block = begin; block < end; ++block) {
         const int64_t row = rows.begin(block), count = rows.rows(block);
-        Panel::multiply(count, {x.x + row * columns + k / Panel::kPackedCols * count, panel, k,
-                                depth, a.group_size, x.sums ? x.sums + row * groups : nullptr,
+        Panel::multiply(count, {x_panel + block * Panel::kBlockFloats, panel, k, depth,
+                                a.group_size, groups, x.sums ? x.sums + row * groups : nullptr,
                                 strip_sums + (row - first_row) * kCols, k == 0});
       }
     }
   }
-  const int64_t tiles = smaller(last * Panel::kTiles, tile_count(a.n));
   for (int64_t row = 0; row < row_count; ++row)
-    for (int64_t tile = first * Panel::kTiles; tile < tiles; ++tile) {
-      const int64_t at = tile - first * Panel::kTiles;
-      const float* from =
-          sums + (at / Panel::kTiles * row_count + row) * kCols + at % Panel::kTiles * kTileRows;
-      store_outputs(a, first_row + row, tile, _mm256_load_ps(from));
-    }
+    for (int64_t strip = first; strip < last; ++strip)
+      Panel::store(a, first_row + row, strip * Panel::kTiles,
+                   sums + ((strip - first) * row_count + row) * kCols);
 }
 
 template <class Panel, int kBits>
@@ -219,7 +218,8 @@ void multiply_packed_rows(const PackedGemmArgs& a, const RowBlocks& rows, const 
 template <class Kernel>
 struct FloatPanel {
   static constexpr int kRows = Kernel::kRows, kTiles = Kernel::kTiles;
-  static constexpr int kPackedCols = 1, kScaleFloats = 0;
+  static constexpr int64_t kDepth = kPanelFloats / (kTiles * kTileRows);
+  static constexpr int64_t kBlockFloats = kRows * kDepth, kScaleFloats = 0;
 
   static void multiply(int64_t rows, const PanelOperands& operands) {
     Kernel::multiply(rows, operands);
@@ -230,15 +230,23 @@ struct FloatPanel {
                      float* panel) {
     dequantize<Kernel, kBits>(a, tile, begin, end, panel);
   }
+
+  static void store(const PackedGemmArgs& a, int64_t row, int64_t tile, const float* sums) {
+    const int64_t tiles = smaller(tile + kTiles, tile_count(a.n));
+    for (; tile < tiles; ++tile, sums += kTileRows)
+      store_outputs(a, row, tile, _mm256_load_ps(sums));
+  }
 };
 
 template <class Kernel, int kBits>
 void multiply_many_rows(const PackedGemmArgs& a) {
   const RowBlocks rows(a.m, Kernel::kRows);
-  Scratch packed(a.m * a.k);
-  float* x = packed.take(a.m * a.k);
-  pack_rows(a, rows, x);
-  multiply_packed_rows<FloatPanel<Kernel>, kBits>(a, rows, {x, nullptr});
+  using Panel = FloatPanel<Kernel>;
+  const int64_t x_floats = ceil_div(a.k, Panel::kDepth) * rows.count * Panel::kBlockFloats;
+  Scratch packed(x_floats);
+  float* x = packed.take(x_floats);
+  pack_rows<Panel::kRows, Panel::kDepth>(a, rows, x);
+  multiply_packed_rows<Panel, kBits>(a, rows, {x, nullptr});
 }
 
 }  // namespace

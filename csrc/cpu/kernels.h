@@ -25,7 +25,7 @@ constexpr int64_t kMinTaskMacs = 100000;
 // row and group: s_x = max|x| / 127, x_q = round_half_even(x / s_x); zeros stay zeros, and a row
 // with a NaN or an infinity gives NaN.
 struct PackedGemmArgs {
-  const float* x;        // [m, k]; null where there is x_bfloat16
+  const float* x;        // [m, k]
   const uint8_t* tiles;  // codes in the layout of layout.h
   const void* affine;    // scales and zeros or minima in the layout of layout.h
   const float* bias;     // [n] or null
@@ -34,8 +34,10 @@ struct PackedGemmArgs {
   int bits;
   GemmMode mode;
   AffineKind affine_kind;
-  ScaleType scale_type;        // of a 16-bit affine
-  const uint16_t* x_bfloat16;  // [m, k] or null
+  ScaleType scale_type;  // of a 16-bit affine
+  // In place of x and y, or both null: the same in bfloat16, sums rounded to it at the end.
+  const uint16_t* x_bfloat16;
+  uint16_t* y_bfloat16;
 };
 
 // The GPTQ recursion inside one block of `cols` columns (arXiv 2210.17323, algorithm 1, inner
@@ -104,8 +106,8 @@ struct Kernels {
   const char* name;
   bool (*supported)();
   void (*packed_gemm)(const PackedGemmArgs&);
-  // Exact mode with x_bfloat16. False, with nothing written, where packed_gemm shall have these
-  // activations as fp32.
+  // Exact mode with x_bfloat16 and y_bfloat16. False, with nothing written, where packed_gemm shall
+  // have these activations as fp32.
   bool (*packed_gemm_bfloat16)(const PackedGemmArgs&);
   void (*gptq_block)(const GptqBlockArgs&);
   void (*awq_errors)(const AwqErrorsArgs&);
@@ -117,7 +119,7 @@ struct Kernels {
 // (an unknown or unsupported name throws std::invalid_argument at the first call).
 const Kernels& kernels();
 
-// packed_gemm of the table in use, which gets bfloat16 activations as they are or widened.
+// packed_gemm of the table in use. What is bfloat16 goes to its kernel for that or is converted.
 void packed_gemm(const PackedGemmArgs& args);
 
 // For tests and benchmarks: makes the row called `name` the table in use and returns the name of

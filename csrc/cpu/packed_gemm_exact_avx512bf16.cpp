@@ -6,7 +6,7 @@
 //   panel  [pair of columns][outputs][2]   codes less the integer zero (codes alone with minima):
 //                                          at most 255, so exact in bfloat16
 //          scales, minima [segment][outputs]   fp32, behind it
-//   x      [row block][pair][row][2]
+//   x      [panel][row][pair]             as it is, padded with zeros to whole pairs
 //
 // A segment is what a panel has of one group, at most kChainCols columns. A segment's sum has no
 // scale yet; sums += scale * segment's sum, and at the end of a group minimum * sum of x.
@@ -46,8 +46,10 @@ constexpr int64_t kFromRows = 8;
 constexpr int kPairCols = 2;
 constexpr int kVectors = 2;
 constexpr int kCols = kVectors * kVectorRows;
-constexpr int kBlockFloats = kBlockCols / kPairCols * kCols;
-constexpr int kMaxSegments = kChainCols / kBlockCols;
+constexpr int64_t kDepth = avx2::kPanelFloats / kCols * kPairCols;
+constexpr int kRowSlots = 8;
+constexpr int64_t kBlockFloats = kDepth / kPairCols * kRowSlots;
+constexpr int kMaxSegments = kDepth / kBlockCols;
 constexpr int kMinimaAt = kMaxSegments * kCols;  // behind the scales
 constexpr int kScaleFloats = 2 * kMinimaAt;
 
@@ -56,16 +58,57 @@ constexpr int kScaleFloats = 2 * kMinimaAt;
 // The bits of 2^-119, and how many magnitudes lie from there to below 2^111.
 constexpr int16_t kLeast = (127 - 119) << 7, kMagnitudes = (119 + 111) << 7;
 
-// Whether all of x is zero or has a magnitude in [2^-119, 2^111).
-bool is_plain(const uint16_t* x, int64_t count) {
+inline __mmask32 first_lanes(int64_t count) {
+  return count >= 32 ? ~__mmask32{0} : (__mmask32{1} << count) - 1;
+}
+
+// Transposes 8 rows of 16 dwords: to[column][row].
+inline void transpose(const __m512i* rows, float* to) {
+  __m512i lanes[4][2];  // [column % 4][row / 4], 128 bits for each column / 4
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    const __m512i* four = rows + 4 * i;
+    const __m512i low01 = _mm512_unpacklo_epi32(four[0], four[1]);
+    const __m512i low23 = _mm512_unpacklo_epi32(four[2], four[3]);
+    const __m512i high01 = _mm512_unpackhi_epi32(four[0], four[1]);
+    const __m512i high23 = _mm512_unpackhi_epi32(four[2], four[3]);
+    lanes[0][i] = _mm512_unpacklo_epi64(low01, low23);
+    lanes[1][i] = _mm512_unpackhi_epi64(low01, low23);
+    lanes[2][i] = _mm512_unpacklo_epi64(high01, high23);
+    lanes[3][i] = _mm512_unpackhi_epi64(high01, high23);
+  }
+  // Selections of 128 bits: the first or last two of each operand, the even or odd of each.
+  constexpr int kFirst = 0x44, kLast = 0xee, kEven = 0x88, kOdd = 0xdd;
+#pragma GCC unroll 2
+  for (int i = 0; i < 4; i += 2, to += 16) {
+    const __m512i* left = lanes[i];
+    const __m512i* right = lanes[i + 1];
+    const __m512i a = _mm512_shuffle_i32x4(left[0], left[1], kFirst);
+    const __m512i b = _mm512_shuffle_i32x4(right[0], right[1], kFirst);
+    const __m512i c = _mm512_shuffle_i32x4(left[0], left[1], kLast);
+    const __m512i d = _mm512_shuffle_i32x4(right[0], right[1], kLast);
+    _mm512_store_si512(to, _mm512_shuffle_i32x4(a, b, kEven));
+    _mm512_store_si512(to + 32, _mm512_shuffle_i32x4(a, b, kOdd));
+    _mm512_store_si512(to + 64, _mm512_shuffle_i32x4(c, d, kEven));
+    _mm512_store_si512(to + 96, _mm512_shuffle_i32x4(c, d, kOdd));
+  }
+}
+
+// `count` rows of one panel, `stride` apart, to to[pair][kRowSlots], with zeros where there is no
+// row or column. False if a number is not zero and has a magnitude outside [2^-119, 2^111).
+bool pack_block(const uint16_t* from, int64_t stride, int64_t count, int64_t cols, float* to) {
   __mmask32 other = 0;
-  for (int64_t i = 0; i < count; i += 32) {
-    const __mmask32 lanes = count - i >= 32 ? ~__mmask32{0} : (__mmask32{1} << (count - i)) - 1;
-    const __m512i magnitude =
-        _mm512_and_si512(_mm512_maskz_loadu_epi16(lanes, x + i), _mm512_set1_epi16(0x7fff));
-    const __m512i above = _mm512_sub_epi16(magnitude, _mm512_set1_epi16(kLeast));
-    other |= _mm512_mask_cmpge_epu16_mask(_mm512_test_epi16_mask(magnitude, magnitude), above,
-                                          _mm512_set1_epi16(kMagnitudes));
+  for (int64_t i = 0; i < cols; i += 32, to += 32 / kPairCols * kRowSlots) {
+    const __mmask32 lanes = first_lanes(cols - i);
+    __m512i rows[kRowSlots] = {};
+    for (int64_t row = 0; row < count; ++row) {
+      rows[row] = _mm512_maskz_loadu_epi16(lanes, from + row * stride + i);
+      const __m512i magnitude = _mm512_and_si512(rows[row], _mm512_set1_epi16(0x7fff));
+      other |= _mm512_mask_cmpge_epu16_mask(_mm512_test_epi16_mask(magnitude, magnitude),
+                                            _mm512_sub_epi16(magnitude, _mm512_set1_epi16(kLeast)),
+                                            _mm512_set1_epi16(kMagnitudes));
+    }
+    transpose(rows, to);
   }
   return other == 0;
 }
@@ -76,8 +119,7 @@ float sum_of(const uint16_t* x, int64_t count) {
   for (int64_t begin = 0; begin < count; begin += kChainCols) {
     __m512 sums = _mm512_setzero_ps();
     for (int64_t i = begin; i < smaller(begin + kChainCols, count); i += 16) {
-      const __mmask16 lanes = count - i >= 16 ? static_cast<__mmask16>(~0u)
-                                              : static_cast<__mmask16>((1u << (count - i)) - 1);
+      const __mmask16 lanes = static_cast<__mmask16>(first_lanes(smaller(count - i, 16)));
       const __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, x + i));
       sums = _mm512_add_ps(sums, _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16)));
     }
@@ -86,39 +128,26 @@ float sum_of(const uint16_t* x, int64_t count) {
   return total;
 }
 
-// Pairs of `count` rows from `from` on to to[pair][row], a cache line of a row at a time.
-void pack_pairs(const uint16_t* from, int64_t k, int64_t count, float* to) {
-  constexpr int64_t kLineCols = 32;
-  for (int64_t begin = 0; begin < k; begin += kLineCols)
-    for (int64_t row = 0; row < count; ++row) {
-      const uint16_t* x = from + row * k;
-      const int64_t end = smaller(begin + kLineCols, k);
-      float* pair = to + begin / kPairCols * count + row;
-      int64_t i = begin;
-      for (; i + 1 < end; i += kPairCols, pair += count) std::memcpy(pair, x + i, sizeof *pair);
-      if (i < end) {
-        const uint32_t last = x[i];
-        std::memcpy(pair, &last, sizeof last);
-      }
-    }
-}
-
-// Packs the rows, and sums their groups if there are minima. False: x is not plain.
+// Packs the rows, and sums their groups if there are minima. False: some x is tiny, huge or not
+// finite.
 bool pack(const PackedGemmArgs& a, const RowBlocks& rows, float* x, float* sums) {
-  const int64_t pairs = ceil_div(a.k, kPairCols), groups = group_count(a.k, a.group_size);
+  const int64_t groups = group_count(a.k, a.group_size);
   Scratch flags(rows.count);
   float* plain = flags.take(rows.count);
-  parallel_for(rows.count, 1 + kMinTaskMacs * rows.count / (a.m * a.k + 1),
+  parallel_for(rows.count, 1 + kMinTaskMacs * rows.count / (a.m * a.k),
                [&](int64_t block, int64_t end) {
                  for (; block < end; ++block) {
                    const int64_t first = rows.begin(block), count = rows.rows(block);
                    const uint16_t* from = a.x_bfloat16 + first * a.k;
-                   plain[block] = is_plain(from, count * a.k);
-                   pack_pairs(from, a.k, count, x + first * pairs);
+                   bool good = true;
+                   for (int64_t k = 0; k < a.k; k += kDepth)
+                     good &= pack_block(from + k, a.k, count, smaller(kDepth, a.k - k),
+                                        x + (k / kDepth * rows.count + block) * kBlockFloats);
+                   plain[block] = good;
                    if (!sums) continue;
                    float* sum = sums + first * groups;
-                   for (int64_t k = 0; k < a.k; k += a.group_size)
-                     for (int64_t row = 0; row < count; ++row)
+                   for (int64_t row = 0; row < count; ++row)
+                     for (int64_t k = 0; k < a.k; k += a.group_size)
                        *sum++ = sum_of(from + row * a.k + k, smaller(a.group_size, a.k - k));
                  }
                });
@@ -205,7 +234,8 @@ void decode_panel(const PackedGemmArgs& a, int64_t tile, int64_t begin, int64_t 
       const IntegerGrid grid = load_integer_grid(affine, group);
       _mm512_store_ps(scales, grid.scale);
       _mm512_store_ps(scales + kMinimaAt, stop == group_end ? grid.minimum : _mm512_setzero_ps());
-      for (; k < stop; k += kBlockCols, block += block_bytes(kBits), out += kBlockFloats)
+      for (; k < stop;
+           k += kBlockCols, block += block_bytes(kBits), out += kBlockCols / kPairCols * kCols)
         decode_pairs<kBits>(block, stride, grid.zero, out);
       k = stop;
     }
@@ -221,11 +251,18 @@ void panel_kernel(const PanelOperands& a) {
   const float* scales = a.panel + avx2::kPanelFloats;
   const int64_t end = a.k + a.depth;
   int64_t group = a.k / a.group_size;
-  bool begin = a.begin;
-  for (int64_t k = a.k; k < end; ++group, scales += kCols, begin = false) {
+  __m512 out[kRows][kVectors] = {};
+  if (!a.begin) {
+#pragma GCC unroll 12
+    for (int row = 0; row < kRows; ++row)
+#pragma GCC unroll 2
+      for (int i = 0; i < kVectors; ++i)
+        out[row][i] = _mm512_load_ps(a.sums + row * kCols + i * kVectorRows);
+  }
+  for (int64_t k = a.k; k < end; ++group, scales += kCols) {
     const int64_t stop = smaller((group + 1) * a.group_size, end);
     __m512 sums[kRows][kVectors] = {};
-    for (; k < stop; k += kPairCols, x += kRows, w += kCols) {
+    for (; k < stop; k += kPairCols, x += kRowSlots, w += kCols) {
       const __m512bh weights[kVectors] = {(__m512bh)_mm512_load_ps(w),
                                           (__m512bh)_mm512_load_ps(w + kVectorRows)};
 #pragma GCC unroll 12
@@ -240,31 +277,58 @@ void panel_kernel(const PanelOperands& a) {
 #pragma GCC unroll 2
     for (int i = 0; i < kVectors; ++i) {
       const __m512 scale = _mm512_load_ps(scales + i * kVectorRows);
-      const __m512 minimum = _mm512_load_ps(scales + kMinimaAt + i * kVectorRows);
-      float* to = a.sums + i * kVectorRows;
 #pragma GCC unroll 12
-      for (int row = 0; row < kRows; ++row, to += kCols) {
-        const __m512 before = begin ? _mm512_setzero_ps() : _mm512_load_ps(to);
-        __m512 sum = _mm512_fmadd_ps(sums[row][i], scale, before);
-        if (a.x_sums)
-          sum = _mm512_fmadd_ps(_mm512_set1_ps(a.x_sums[group * kRows + row]), minimum, sum);
-        _mm512_store_ps(to, sum);
-      }
+      for (int row = 0; row < kRows; ++row)
+        out[row][i] = _mm512_fmadd_ps(sums[row][i], scale, out[row][i]);
     }
+    if (!a.x_sums) continue;
+#pragma GCC unroll 2
+    for (int i = 0; i < kVectors; ++i) {
+      const __m512 minimum = _mm512_load_ps(scales + kMinimaAt + i * kVectorRows);
+#pragma GCC unroll 12
+      for (int row = 0; row < kRows; ++row)
+        out[row][i] =
+            _mm512_fmadd_ps(_mm512_set1_ps(a.x_sums[row * a.groups + group]), minimum, out[row][i]);
+    }
+  }
+#pragma GCC unroll 12
+  for (int row = 0; row < kRows; ++row)
+#pragma GCC unroll 2
+    for (int i = 0; i < kVectors; ++i)
+      _mm512_store_ps(a.sums + row * kCols + i * kVectorRows, out[row][i]);
+}
+
+// A strip's sums, plus bias, to row `row` of y, rounded to nearest even; fewer at the end of n.
+void store_strip(const PackedGemmArgs& a, int64_t row, int64_t tile, const float* sums) {
+  for (int i = 0; i < kVectors; ++i, sums += kVectorRows) {
+    const int64_t first = tile * kTileRows + i * kVectorRows;
+    if (first >= a.n) return;
+    const __mmask16 lanes = static_cast<__mmask16>(first_lanes(smaller(a.n - first, kVectorRows)));
+    __m512 sum = _mm512_load_ps(sums);
+    if (a.bias) sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(lanes, a.bias + first));
+    // Not by vcvtneps2bf16, which makes zeros of subnormal numbers.
+    const __m512i bits = _mm512_castps_si512(sum);
+    const __m512i even = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded =
+        _mm512_add_epi32(bits, _mm512_add_epi32(even, _mm512_set1_epi32(0x7fff)));
+    const __m512i kept = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(sum, sum, _CMP_UNORD_Q),
+                                               _mm512_set1_epi32(0x7fc00000));
+    _mm256_mask_storeu_epi16(a.y_bfloat16 + row * a.n + first, lanes,
+                             _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16)));
   }
 }
 
 struct Panel {
-  static constexpr int kRows = 12;
+  static constexpr int kRows = 7;
   static constexpr int kTiles = kCols / kTileRows;
-  static constexpr int kPackedCols = kPairCols;
-  static constexpr int kScaleFloats = avx512bf16::kScaleFloats;
+  static constexpr int64_t kDepth = avx512bf16::kDepth;
+  static constexpr int64_t kBlockFloats = avx512bf16::kBlockFloats;
+  static constexpr int64_t kScaleFloats = avx512bf16::kScaleFloats;
 
   static void multiply(int64_t rows, const PanelOperands& operands) {
     static constexpr void (*kKernels[kRows])(const PanelOperands&) = {
-        panel_kernel<1>, panel_kernel<2>,  panel_kernel<3>,  panel_kernel<4>,
-        panel_kernel<5>, panel_kernel<6>,  panel_kernel<7>,  panel_kernel<8>,
-        panel_kernel<9>, panel_kernel<10>, panel_kernel<11>, panel_kernel<12>};
+        panel_kernel<1>, panel_kernel<2>, panel_kernel<3>, panel_kernel<4>,
+        panel_kernel<5>, panel_kernel<6>, panel_kernel<7>};
     kKernels[rows - 1](operands);
   }
 
@@ -272,6 +336,10 @@ struct Panel {
   static void decode(const PackedGemmArgs& a, int64_t tile, int64_t begin, int64_t end,
                      float* panel) {
     decode_panel<kBits>(a, tile, begin, end, panel);
+  }
+
+  static void store(const PackedGemmArgs& a, int64_t row, int64_t tile, const float* sums) {
+    store_strip(a, row, tile, sums);
   }
 };
 
@@ -284,7 +352,7 @@ constexpr void (*kByBits[])(const PackedGemmArgs&, const RowBlocks&, const Panel
 bool multiply(const PackedGemmArgs& a) {
   const RowBlocks rows(a.m, Panel::kRows);
   const bool minima = a.affine_kind == AffineKind::kScaleMin32;
-  const int64_t x_floats = a.m * ceil_div(a.k, kPairCols);
+  const int64_t x_floats = ceil_div(a.k, kDepth) * rows.count * kBlockFloats;
   const int64_t sum_floats = minima ? a.m * group_count(a.k, a.group_size) : 0;
   Scratch memory(Scratch::padded(x_floats) + sum_floats);
   float* x = memory.take(x_floats);
