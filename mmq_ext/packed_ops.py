@@ -147,7 +147,8 @@ def repack_affine(scales: Tensor, zeros: Tensor | None, bits: int, float_zero: b
 
     Args:
       scales: in their storage type.
-      zeros: integers of any type, minima if ``float_zero``, or None: the zero is 2**(bits-1).
+      zeros: integers from 0 to 255 of any type, minima if ``float_zero``, or None: the zero is
+        2**(bits-1).
       bits: 2..8.
       float_zero: w = code * scale + zero instead of (code - zero) * scale.
 
@@ -164,6 +165,9 @@ def repack_affine(scales: Tensor, zeros: Tensor | None, bits: int, float_zero: b
     else:
         check_one_device(op, {"scales": scales, "zeros": zeros})
         check(op, "zeros", zeros, zeros.dtype, *scales.shape)
+        if not float_zero and zeros.numel():
+            low, high = (int(end) for end in zeros.aminmax())
+            require(low >= 0 and high < 256, op, "integer zeros from 0 to 255", f"{low} to {high}")
     layout = cuda_affine if on_cuda(scales) else cpu_affine
     return layout(scales, zeros, bits, float_zero)
 

@@ -33,7 +33,8 @@ void narrow(const float* from, int64_t count, uint16_t* to) {
 
 void packed_gemm(const PackedGemmArgs& args) {
   const Kernels& table = kernels();
-  if (!args.x_bfloat16) return table.packed_gemm(args);
+  // Not by x, which may be null where k is 0.
+  if (!args.y_bfloat16) return table.packed_gemm(args);
   if (args.mode == GemmMode::kExact && table.packed_gemm_bfloat16(args)) return;
   const int64_t x_floats = args.m * args.k, y_floats = args.m * args.n;
   Scratch memory(Scratch::padded(x_floats) + y_floats);

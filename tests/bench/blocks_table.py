@@ -4,9 +4,10 @@
 Blocks of transformers, real widths and random weights: Llama as in LLaVA-7B,
 OPT-2.7B, ViT-g of BLIP-2 (with its patch convolution, 2 % of the work), CLIP-L. "decode" is one
 token behind a cache of ``--context``, "prefill" that many tokens at once; a tower sees the tokens
-of one image. "exact bf16" has bfloat16 activations. All versions take turns; times are medians, the spread is the interquartile range over
-the median, ratios are medians over rounds of dense time over packed time. ``interleave`` is what a
-packed linear costs between two torch products, over what it costs alone. The last line is JSON.
+of one image. Activations are fp32 but for dense "bf16" and packed "exact bf16". All versions take
+turns; times are medians, the spread is the interquartile range over the median, ratios are medians
+over rounds of dense time over packed time. ``interleave`` is what a packed linear costs between two
+torch products, over what it costs alone. The last line is JSON.
 """
 
 from __future__ import annotations
