@@ -15,8 +15,8 @@ from torch.nn.functional import pad
 
 from mmq_ext.checks import FLOATS, check, require
 
-TILE_ROWS: Final = 8  # CPU: output rows that are interleaved
-BLOCK_COLS: Final = 32  # CPU: in-features of a block; a block of width b takes 32 * b bytes
+TILE_ROWS: Final = 16  # CPU: output rows that are interleaved
+BLOCK_COLS: Final = 32  # CPU: in-features of a block; a block of width b takes 64 * b bytes
 CUDA_BLOCK: Final = 64  # CUDA: out-features and in-features of a block
 
 
@@ -24,7 +24,7 @@ def tiles_bytes(n: int, k: int, bits: int, *, cuda: bool = False) -> int:
     """Bytes of the kernels' layout of [n, k] codes, padded to whole tiles or blocks."""
     if cuda:
         return cuda_padded(n) * cuda_padded(k) * bits // 8
-    return -(-n // TILE_ROWS) * -(-k // BLOCK_COLS) * BLOCK_COLS * bits
+    return -(-n // TILE_ROWS) * TILE_ROWS * -(-k // BLOCK_COLS) * BLOCK_COLS * bits // 8
 
 
 def affine_floats(n: int, groups: int) -> int:
@@ -62,7 +62,7 @@ def _affine_parts(
 
 
 def cpu_affine(scales: Tensor, zeros: Tensor | None, bits: int, float_zero: bool) -> Tensor:
-    """The parts of AffineKind, ordered [tile][group][part][8 rows] and flat.
+    """The parts of AffineKind, ordered [tile][group][part][16 rows] and flat.
 
     :func:`affine_floats` numbers, half of them without zeros. Rows beyond n are zero.
     """

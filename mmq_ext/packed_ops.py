@@ -112,7 +112,7 @@ def _repack_cpu(qweight: Tensor, bits: int, k: int) -> Tensor:
 def repack(qweight: Tensor, bits: int, k: int) -> Tensor:
     """Canonical stream, int32 [n, ceil(k * bits / 32)], to the layout that the kernels read.
 
-    Returns uint8 [:func:`tiles_bytes`], in the order of the device: 8 rows interleaved, bit planes
+    Returns uint8 [:func:`tiles_bytes`], in the order of the device: 16 rows interleaved, bit planes
     (csrc/cpu/layout.h), or the fragment order of CUDA's tensor cores (csrc/cuda/tiles.h).
     """
     return torch.ops.mmq.repack(qweight, bits, k)  # type: ignore[no-any-return]
@@ -316,7 +316,7 @@ def packed_gemm(
       bias: [n] or None.
       perm: int32 [k] or None; packed position j reads in-feature perm[j].
       in_scale: [k] or None; divides x before the permutation.
-      mode: "exact" (fp32 activations) or "int8" (activations quantized per row and group; on the
+      mode: "exact" (activations as they are, sums in fp32) or "int8" (activations quantized per row and group; on the
         CPU only).
 
     Returns [m, n]. Raises ValueError for any dtype or shape that does not fit, and on CUDA for

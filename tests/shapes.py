@@ -12,7 +12,7 @@ from mmq_ext import ops, reference
 BITS = range(2, 9)
 # formats section 5: around the block of 32 and the word, and widths of real models.
 PACK_COLS = (1, 31, 32, 33, 127, 128, 129, 1408, 4304)
-PACK_ROWS = (1, 2, 7, 64)
+PACK_ROWS = (1, 2, 7, 17, 64)
 
 # (m, n, k, group_size): no rows, a head with 2 outputs, one column, every group kind (below a quad,
 # odd, of a block, of several, the whole row, with a partial last one), and row counts on both sides

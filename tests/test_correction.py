@@ -16,7 +16,7 @@ from torch import Tensor
 import mmq
 from mmq.correction import Asymmetry, gptaq_block, gptaq_matrix, retargeted
 from mmq.errors import MmqError
-from mmq.gptq import gptq, upper_factor, walk
+from mmq.gptq import gptq, inverse, upper_factor, walk
 from mmq.grid import find_grid
 from mmq.hessian import Hessian, stats_of
 from mmq.options import GptqOptions
@@ -79,25 +79,25 @@ def test_p_is_the_least_squares_solution_row_by_row() -> None:
     _, x, full = problem(k=24)
     x, full = x.double(), full.double()
     h, d = 2 / len(x) * x.T @ x, 2 / len(x) * (full - x).T @ x
-    u = upper_factor(h)
-    assert u is not None
-    p = gptaq_matrix(d, u, 1.0)
+    r = h.clone()
+    assert upper_factor(r)
+    p = gptaq_matrix(d, r, 1.0)
     assert torch.equal(p, torch.triu(p, 1))
     assert float(p[-2].abs().max()) > 0
     for i in range(23):
         solution = torch.linalg.lstsq(x[:, i + 1 :], (full - x)[:, i : i + 1]).solution[:, 0]
         assert torch.allclose(p[i, i + 1 :], solution, rtol=1e-6, atol=1e-9)
-    assert torch.allclose(gptaq_matrix(d, u, 0.25), 0.25 * p)
+    assert torch.allclose(gptaq_matrix(d, r, 0.25), 0.25 * p)
 
 
 def test_retargeted_weights_are_the_least_squares_solution() -> None:
     w, x, full = (part.double() for part in problem(k=24))
     h, d = 2 / len(x) * x.T @ x, 2 / len(x) * (full - x).T @ x
-    u = upper_factor(h)
-    assert u is not None
+    r = h.clone()
+    assert upper_factor(r)
     solution = torch.linalg.lstsq(x, full @ w.T).solution.T
-    assert torch.allclose(retargeted(w, d, u, 1.0), solution, rtol=1e-6, atol=1e-9)
-    half = retargeted(w, d, u, 0.5)
+    assert torch.allclose(retargeted(w, d, r, 1.0), solution, rtol=1e-6, atol=1e-9)
+    half = retargeted(w, d, r, 0.5)
     assert torch.allclose(half, (w + solution) / 2, rtol=1e-6, atol=1e-9)
 
 
@@ -124,9 +124,9 @@ def test_equal_inputs_give_plain_gptq(
 def test_the_block_recursion_is_the_op_and_its_sums(zero: Any) -> None:
     w, x, full = problem(n=5, k=12)
     hessian, d = moments(x, full)
-    u = upper_factor(hessian.double() + 0.01 * torch.eye(12).double())
-    assert u is not None
-    p = gptaq_matrix(d.double(), u, 0.5)
+    r = hessian.double() + 0.01 * torch.eye(12).double()
+    assert upper_factor(r)
+    p, u = gptaq_matrix(d.double(), r, 0.5), inverse(r)
     grid = find_grid(w, QuantSpec(3, zero=zero))
     group_of = torch.zeros(12, dtype=torch.int32)
     codes, errors, values = gptaq_block(w.double(), u, p, grid, group_of)
@@ -147,19 +147,19 @@ def test_independent_of_the_block_size_in_float64(static: bool) -> None:
     w, x, full = problem(n=12, k=96)
     x, full = x.double(), full.double()
     h, d = 2 / len(x) * x.T @ x, 2 / len(x) * (full - x).T @ x
-    u = upper_factor(h + 0.01 * h.diagonal().mean() * torch.eye(96).double())
-    assert u is not None
-    p = gptaq_matrix(d, u, 1.0)
+    r = h + 0.01 * h.diagonal().mean() * torch.eye(96).double()
+    assert upper_factor(r)
+    p = gptaq_matrix(d, r, 1.0)
     spec = QuantSpec(3, 24)
     grid = find_grid(w, spec)
     fixed = (grid, (torch.arange(96) // 24).to(torch.int32)) if static else None
     results = []
     for block in (1, 7, 32, 96):
-        found = walk(w.double(), u, spec, block, torch.ones(96).double(), static=fixed, p=p)
+        found = walk(w.double(), r, spec, block, torch.ones(96).double(), static=fixed, p=p)
         assert found is not None
         results.append(found)
     assert all(torch.equal(found.codes, results[0].codes) for found in results)
-    plain = walk(w.double(), u, spec, 96, torch.ones(96).double(), static=fixed, p=0 * p)
+    plain = walk(w.double(), r, spec, 96, torch.ones(96).double(), static=fixed, p=0 * p)
     assert plain is not None
     assert not torch.equal(plain.codes, results[0].codes)
 

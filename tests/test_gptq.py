@@ -9,7 +9,7 @@ import torch
 from problems import generator, layer, mean_error
 
 from mmq.errors import MmqError
-from mmq.gptq import blocks, column_order, damps, gptq, upper_factor
+from mmq.gptq import FACTOR_BLOCK, blocks, column_order, damps, gptq, inverse, upper_factor
 from mmq.grid import dequantize, find_grid, quantize
 from mmq.hessian import Hessian, stats_of
 from mmq.options import GptqOptions
@@ -80,9 +80,8 @@ def test_per_tensor_agrees_with_the_plain_algorithm(zero):
     hessian, spec = stats_of(x).hessian, QuantSpec(4, zero=zero, per_tensor=True)
     packed, report = gptq(w, hessian, spec)
     grid = find_grid(w, spec)
-    u = upper_factor(
-        hessian.double() + 0.01 * float(hessian.diagonal().mean()) * torch.eye(64).double()
-    )
+    h = hessian.double() + 0.01 * float(hessian.diagonal().mean()) * torch.eye(64).double()
+    u = torch.linalg.cholesky(torch.linalg.inv(h), upper=True)
     rest, w_hat = w.double(), torch.empty(8, 64)
     for i in range(64):
         w_hat[:, i : i + 1] = dequantize(quantize(rest[:, i : i + 1], grid), grid)
@@ -148,23 +147,28 @@ def test_the_factor_of_the_hessian_changes_no_code():
     assert torch.equal(one.codes(), other.codes())
 
 
-@pytest.mark.parametrize("k", [1, 2, 7, 64])
-def test_both_cholesky_routes_agree(k):
+@pytest.mark.parametrize("k", [1, 2, 7, 64, FACTOR_BLOCK, 2 * FACTOR_BLOCK + 3])
+def test_the_factor_is_that_of_the_hessian_and_of_its_inverse(k):
     _, x = layer(1, k, 8 * k + 8)
-    h = stats_of(x).hessian.double()
-    h = (h + h.T) / 2 + 1e-3 * torch.eye(k).double()  # fp32 products are symmetric to rounding.
-    u = upper_factor(h)
+    h = stats_of(x).hessian.double() + 1e-3 * torch.eye(k).double()
+    factor, single = h.clone(), h.float()
+    assert upper_factor(factor)
+    assert upper_factor(single)
+    r = factor.triu()
+    assert bool((r.diagonal() > 0).all())
+    assert torch.allclose(r @ r.T, h, rtol=1e-10, atol=1e-12 * float(h.abs().max()))
     direct = torch.linalg.cholesky(torch.linalg.inv(h), upper=True)
-    assert torch.allclose(u, direct, rtol=1e-8, atol=1e-10)
-    assert bool((u.diagonal() > 0).all())
-    assert torch.equal(u, u.triu())
-    single = upper_factor(h.float())
-    assert float((single - direct).abs().max()) <= 1e-4 * float(direct.abs().max())
+    assert torch.allclose(inverse(factor), direct, rtol=1e-8, atol=1e-10)
+    assert float((single.triu() - r).abs().max()) <= 1e-4 * float(r.abs().max())
+    assert torch.equal(factor.tril(-1), h.tril(-1))  # For the next attempt.
 
 
-def test_no_factor_of_an_indefinite_matrix():
-    assert upper_factor(torch.tensor([[1.0, 2.0], [2.0, 1.0]])) is None
-    assert upper_factor(torch.full((2, 2), float("nan"))) is None
+@pytest.mark.parametrize("at", [0, FACTOR_BLOCK + 1])
+def test_no_factor_of_an_indefinite_matrix(at):
+    h = torch.eye(FACTOR_BLOCK + 3)
+    h[at, at + 1] = h[at + 1, at] = 2.0
+    assert not upper_factor(h)
+    assert not upper_factor(torch.full((2, 2), float("nan")))
 
 
 def test_orders_are_stable_and_groups_keep_their_members():

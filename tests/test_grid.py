@@ -54,7 +54,9 @@ def test_full_symmetric_grid_clips_its_positive_end(bits, share):
 @pytest.mark.parametrize("clip", ["none", "mse"])
 def test_restricted_symmetric_grid_never_uses_code_0(clip):
     spec = QuantSpec(3, 8, "symmetric", symmetric_range="restricted", clip=clip)
-    codes = quantize(w := weights(9, 40), find_grid(w, spec))
+    grid = find_grid(w := weights(9, 40), spec)
+    codes = quantize(w, grid)
+    assert bool((grid.scales > 0).all())
     assert int(codes.min()) == 1
     assert int(codes.max()) == 7
 
@@ -97,6 +99,7 @@ def test_constant_zero_and_single_element_groups(kind, bits):
 def test_codes_are_chosen_with_the_stored_scale(kind, scale_dtype):
     spec = QuantSpec(4, 16, scale_dtype=scale_dtype, **kind)
     grid = find_grid(weights(8, 64), spec)
+    assert bool((grid.scales > 0).all())
     assert torch.equal(grid.scales, grid.scales.to(spec.torch_scale_dtype).float())
     assert torch.equal(grid.zeros, grid.zeros.to(spec.torch_scale_dtype).float())
 

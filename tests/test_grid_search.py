@@ -73,6 +73,7 @@ def test_min_max_shapes(isa, n, k, group_size):
 @pytest.mark.parametrize("isa", IMPLEMENTATIONS)
 def test_position_of_the_extremes_does_not_matter(isa):
     want = search(isa, torch.tensor([[-2.0, 5.0] + [0.0] * 29]), bits=8, group_size=31)
+    assert float(want[0]) == pytest.approx(7 / 255, rel=1e-3)
     for i in range(31):
         w = torch.zeros(1, 31)
         w[0, i], w[0, (i + 11) % 31] = -2.0, 5.0
@@ -185,6 +186,7 @@ def test_squares_give_the_same_choice_everywhere(kind):
     w = weights(40, 128)
     options = {"bits": 3, "group_size": 64, "kind": kind, "steps": 100, "exponent": 2.0}
     first = search(ISAS[0], w, **options)
+    assert bool((first[0] > 0).all())
     for isa in ISAS[1:]:
         other = search(isa, w, **options)
         assert torch.equal(first[0], other[0])
@@ -247,6 +249,7 @@ def test_threads_do_not_matter(isa):
             results.append(search(isa, w, bits=3, group_size=16, steps=50))
     finally:
         torch.set_num_threads(threads)
+    assert bool((results[0][0] > 0).all())
     for scales, zeros in results[1:]:
         assert torch.equal(scales, results[0][0])
         assert torch.equal(zeros, results[0][1])

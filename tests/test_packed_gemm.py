@@ -479,10 +479,10 @@ def test_tensors_that_are_no_memory_take_the_long_way():
     [
         ({"x": torch.zeros(2, 64, dtype=torch.float64)}, "x of float32, float16 or bfloat16"),
         ({"x": torch.zeros(64)}, r"x of shape \[m, k\], got \[64\]"),
-        ({"x": torch.zeros(2, 65)}, r"tiles of shape \[384\], got \[256\]"),
-        ({"tiles": torch.zeros(256)}, "tiles of torch.uint8, got torch.float32"),
-        ({"affine": torch.zeros(3)}, r"affine of shape \[32\], got \[3\]"),
-        ({"n": 17}, r"tiles of shape \[768\], got \[256\]"),
+        ({"x": torch.zeros(2, 65)}, r"tiles of shape \[768\], got \[512\]"),
+        ({"tiles": torch.zeros(512)}, "tiles of torch.uint8, got torch.float32"),
+        ({"affine": torch.zeros(3)}, r"affine of shape \[64\], got \[3\]"),
+        ({"n": 33}, r"tiles of shape \[1536\], got \[512\]"),
         ({"n": -1}, "n of 0 or more, got -1"),
         ({"bits": 1}, "bits from 2 to 8, got 1"),
         ({"group_size": 0}, "a positive group size, got 0"),
@@ -496,8 +496,8 @@ def test_tensors_that_are_no_memory_take_the_long_way():
 def test_refusals_say_what_was_expected(change, message):
     arguments = {
         "x": torch.zeros(2, 64),
-        "tiles": torch.zeros(256, dtype=torch.uint8),
-        "affine": torch.zeros(32),
+        "tiles": torch.zeros(512, dtype=torch.uint8),
+        "affine": torch.zeros(64),
         "n": 8,
         "bits": 4,
         "group_size": 32,

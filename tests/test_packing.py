@@ -87,8 +87,12 @@ def test_empty_matrices(device, rows, cols):
 def test_strided_and_unaligned_input_is_packed_like_a_copy(device):
     codes = random_codes(7, 10, 4)
     with running(device):
-        assert torch.equal(ops.pack(codes.T, 4), ops.pack(codes.T.contiguous(), 4))
-        assert torch.equal(ops.pack(codes[1:], 4), ops.pack(codes[1:].clone(), 4))
+        for view in (codes.T, codes[1:]):
+            words = ops.pack(view, 4)
+            assert torch.equal(
+                words, ops.pack(view.clone(memory_format=torch.contiguous_format), 4)
+            )
+            assert bool(words.any())
 
 
 @every_device
@@ -101,7 +105,7 @@ def test_a_code_that_does_not_fit_is_refused(device, bits):
         ops.pack(codes, bits)
 
 
-@pytest.mark.parametrize("n", [1, 2, 8, 13])
+@pytest.mark.parametrize("n", [1, 2, 16, 29])
 @pytest.mark.parametrize("groups", [1, 5])
 def test_affine_round_trip_and_order(n, groups):
     g = seeded(0)
@@ -111,11 +115,11 @@ def test_affine_round_trip_and_order(n, groups):
     back = ops.unrepack_affine(affine, n, groups)
     assert torch.equal(back[0], scales)
     assert torch.equal(back[1], minima)
-    laid_out = affine.view(-1, groups, 2, 8)
+    laid_out = affine.view(-1, groups, 2, 16)
     last = n - 1
-    assert laid_out[last // 8, groups - 1, 0, last % 8] == scales[last, groups - 1]
-    assert laid_out[last // 8, groups - 1, 1, last % 8] == minima[last, groups - 1]
-    assert not laid_out[last // 8, :, :, last % 8 + 1 :].any()
+    assert laid_out[last // 16, groups - 1, 0, last % 16] == scales[last, groups - 1]
+    assert laid_out[last // 16, groups - 1, 1, last % 16] == minima[last, groups - 1]
+    assert not laid_out[last // 16, :, :, last % 16 + 1 :].any()
 
 
 @pytest.mark.parametrize("n", [1, 64, 70])
@@ -154,7 +158,7 @@ def test_cuda_affine_has_three_forms(n, dtype, zero):
             layouts.check_cuda_affine("test", wrong, n, 3)
 
 
-@pytest.mark.parametrize("n", [1, 9, 16])
+@pytest.mark.parametrize("n", [1, 17, 32])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("zero", ["symmetric", "integer", "float"])
 def test_cpu_affine_has_three_forms(n, dtype, zero):
@@ -202,7 +206,7 @@ def test_cpu_affine_has_three_forms(n, dtype, zero):
         ),
         (
             lambda: ops.unrepack(torch.zeros(7, dtype=torch.uint8), 4, 2, 3),
-            r"unrepack: expected tiles of shape \[128\], got \[7\]",
+            r"unrepack: expected tiles of shape \[256\], got \[7\]",
         ),
     ],
 )

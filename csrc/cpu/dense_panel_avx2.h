@@ -33,8 +33,8 @@ namespace {
 constexpr int64_t kPanelFloats = 4096;
 // Outputs of a task. Measured: more of them share the activations of many rows in L2, fewer keep
 // the sums of few rows in L1 (Zen 4, 4096x4096).
-constexpr int64_t kChunkTiles = 8;
-constexpr int64_t kFewChunkTiles = 4;
+constexpr int64_t kChunkTiles = 4;
+constexpr int64_t kFewChunkTiles = 2;
 constexpr int64_t kFewChunkRows = 128;
 
 // The activations of a call, block after block of rows.
@@ -53,20 +53,21 @@ struct PanelOperands {
   bool begin;  // sums are written, not added to
 };
 
-// Columns [begin, end) of a block in which a group ends: 8 rows at panel + (k - begin) * stride.
+// Columns [begin, end) of half a block in which a group ends: 8 rows at panel + (k - begin) *
+// stride.
 template <int kBits>
 void dequantize_mixed_block(const uint8_t* block, const TileAffine& affine, int64_t group_size,
                             int64_t begin, int64_t end, float* panel, int64_t stride) {
   __m256i quads[kBlockQuads];
   decode_block<kBits>(block, quads);
-  alignas(32) uint8_t bytes[kBlockCodes];
+  alignas(32) uint8_t bytes[kBlockQuads * kHalfBytes];
 #pragma GCC unroll 8
   for (int quad = 0; quad < kBlockQuads; ++quad)
-    _mm256_store_si256(reinterpret_cast<__m256i*>(bytes + quad * kQuadBytes), quads[quad]);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(bytes + quad * kHalfBytes), quads[quad]);
   for (int64_t k = begin; k < end; ++k, panel += stride) {
     const Grid grid = load_grid(affine, k / group_size);
     const __m128i shift = _mm_cvtsi32_si128(static_cast<int>(8 * (k % kQuadCols)));
-    const __m256i quad = load_vector(bytes + (k - begin) / kQuadCols * kQuadBytes);
+    const __m256i quad = load_vector(bytes + (k - begin) / kQuadCols * kHalfBytes);
     const __m256i codes = _mm256_and_si256(_mm256_srl_epi32(quad, shift), _mm256_set1_epi32(0xff));
     _mm256_store_ps(panel, _mm256_fmadd_ps(_mm256_cvtepi32_ps(codes), grid.scale, grid.minimum));
   }
@@ -81,13 +82,11 @@ void dequantize(const PackedGemmArgs& a, int64_t tile, int64_t begin, int64_t en
   if (tile + Kernel::kTiles > tiles)
     std::memset(panel, 0, static_cast<size_t>((end - begin) * kStride) * sizeof(float));
   const int64_t last_tile = smaller(tile + Kernel::kTiles, tiles);
-  for (; tile < last_tile;
-       tile += Kernel::kVectorTiles, panel += Kernel::kVectorTiles * kTileRows) {
-    const int64_t neighbours = smaller(Kernel::kVectorTiles, last_tile - tile) - 1;
-    const int64_t block_stride = neighbours * tile_bytes(a.k, kBits);
+  for (; tile < last_tile; ++tile, panel += kTileRows) {
     const uint8_t* block =
         a.tiles + tile * tile_bytes(a.k, kBits) + begin / kBlockCols * block_bytes(kBits);
-    const TileAffine affine[] = {tile_affine(a, tile), tile_affine(a, tile + neighbours)};
+    const TileAffine affine[] = {half_affine(a, tile * kHalves),
+                                 half_affine(a, tile * kHalves + 1)};
     int64_t group = begin / a.group_size, group_end = (group + 1) * a.group_size;
     for (int64_t k = begin; k < end; k += kBlockCols, block += block_bytes(kBits)) {
       float* out = panel + (k - begin) * kStride;
@@ -96,12 +95,13 @@ void dequantize(const PackedGemmArgs& a, int64_t tile, int64_t begin, int64_t en
         group_end = (group + 1) * a.group_size;
       }
       if (smaller(group_end, end) - k >= kBlockCols) {
-        Kernel::template dequantize_block<kBits>(block, block_stride, affine, group, out);
+        Kernel::template dequantize_block<kBits>(block, affine, group, out);
         continue;
       }
-      for (int64_t i = 0; i <= neighbours; ++i)
-        dequantize_mixed_block<kBits>(block + i * block_stride, affine[i], a.group_size, k,
-                                      smaller(k + kBlockCols, end), out + i * kTileRows, kStride);
+      for (int half = 0; half < kHalves; ++half)
+        dequantize_mixed_block<kBits>(block + half * kHalfBytes, affine[half], a.group_size, k,
+                                      smaller(k + kBlockCols, end), out + half * kHalfRows,
+                                      kStride);
     }
   }
 }
@@ -211,8 +211,8 @@ void multiply_packed_rows(const PackedGemmArgs& a, const RowBlocks& rows, const 
                });
 }
 
-// A panel of fp32 numbers. Kernel has kRows, kTiles, kVectorTiles, multiply(rows, operands) and
-// dequantize_block<kBits>(block, bytes to the next tile's, affine of each tile, group, to).
+// A panel of fp32 numbers. Kernel has kRows, kTiles, multiply(rows, operands) and
+// dequantize_block<kBits>(block, affine of each half, group, to).
 template <class Kernel>
 struct FloatPanel {
   static constexpr int kRows = Kernel::kRows, kTiles = Kernel::kTiles;
@@ -232,9 +232,9 @@ struct FloatPanel {
   }
 
   static void store(const PackedGemmArgs& a, int64_t row, int64_t tile, const float* sums) {
-    const int64_t tiles = smaller(tile + kTiles, tile_count(a.n));
-    for (; tile < tiles; ++tile, sums += kTileRows)
-      store_outputs(a, row, tile, _mm256_load_ps(sums));
+    const int64_t halves = smaller((tile + kTiles) * kHalves, half_count(a.n));
+    for (int64_t half = tile * kHalves; half < halves; ++half, sums += kHalfRows)
+      store_outputs(a, row, half, _mm256_load_ps(sums));
   }
 };
 

@@ -107,29 +107,24 @@ void prepare_few_rows(const PackedGemmArgs& a, const RowBlocks& rows,
                });
 }
 
-constexpr int kFewTiles = 2;
-constexpr int kFewCols = kFewTiles * kTileRows;
-
-// What a kernel reads for one block of rows and two tiles, of which the second may be the first.
+// What a kernel reads for one block of rows and one tile.
 struct FewRowsOperands {
   const uint8_t* tile;
-  int64_t tile_stride;  // bytes to the second tile
-  TileAffine affine[kFewTiles];
+  TileAffine affine[kHalves];
   const float* x;       // [k][rows]
   const float* x_sums;  // [group][rows]
   int64_t blocks, groups, group_blocks;
-  float* sums;  // [rows][kFewCols]
+  float* sums;  // [rows][kTileRows]
 };
 
 // Measured: the processor's own prefetching does not keep up; codes are asked for so many bytes
 // ahead, into L2.
-constexpr int64_t kPrefetchBytes = 3072;
+constexpr int64_t kPrefetchBytes = 4096;
 
-inline void prefetch_codes(const FewRowsOperands& a, const uint8_t* block, int64_t bytes) {
-  for (int64_t i = kPrefetchBytes; i < kPrefetchBytes + bytes; i += 64) {
+template <int kBits>
+inline void prefetch_codes(const uint8_t* block) {
+  for (int64_t i = kPrefetchBytes; i < kPrefetchBytes + block_bytes(kBits); i += kQuadBytes)
     _mm_prefetch(block + i, _MM_HINT_T1);
-    _mm_prefetch(block + a.tile_stride + i, _MM_HINT_T1);
-  }
 }
 
 // FewRows has kRows and multiply<kBits>(rows, operands).
@@ -141,18 +136,15 @@ void multiply_few_rows(const PackedGemmArgs& a) {
   Scratch memory(Scratch::padded(a.m * cols) + Scratch::padded(a.m * groups));
   const FewRowsActivations x{memory.take(a.m * cols), memory.take(a.m * groups)};
   prepare_few_rows<kBits>(a, rows, x);
-  const int64_t grain = ceil_div(kMinTaskMacs, larger(a.m * kFewCols * cols, 1));
-  parallel_for(ceil_div(tiles, kFewTiles), grain, [&](int64_t begin, int64_t end) {
-    alignas(64) float sums[FewRows::kRows * kFewCols];
-    for (int64_t tile = begin * kFewTiles; tile < smaller(end * kFewTiles, tiles);
-         tile += kFewTiles) {
-      const int64_t neighbours = smaller(tiles - tile, kFewTiles) - 1;
+  const int64_t grain = ceil_div(kMinTaskMacs, larger(a.m * kTileRows * cols, 1));
+  parallel_for(tiles, grain, [&](int64_t begin, int64_t end) {
+    alignas(64) float sums[FewRows::kRows * kTileRows];
+    for (int64_t tile = begin; tile < end; ++tile) {
       for (int64_t block = 0; block < rows.count; ++block) {
         const int64_t first = rows.begin(block), count = rows.rows(block);
         FewRows::template multiply<kBits>(
             count, {a.tiles + tile * tile_bytes(a.k, kBits),
-                    neighbours * tile_bytes(a.k, kBits),
-                    {tile_affine(a, tile), tile_affine(a, tile + neighbours)},
+                    {half_affine(a, tile * kHalves), half_affine(a, tile * kHalves + 1)},
                     x.x + first * cols,
                     x.sums + first * groups,
                     blocks,
@@ -160,9 +152,9 @@ void multiply_few_rows(const PackedGemmArgs& a) {
                     ceil_div(a.group_size, kBlockCols),
                     sums});
         for (int64_t row = 0; row < count; ++row)
-          for (int64_t i = 0; i <= neighbours; ++i)
-            store_outputs(a, first + row, tile + i,
-                          _mm256_load_ps(sums + row * kFewCols + i * kTileRows));
+          for (int64_t half = 0; half < kHalves; ++half)
+            store_outputs(a, first + row, tile * kHalves + half,
+                          _mm256_load_ps(sums + row * kTileRows + half * kHalfRows));
       }
     }
   });

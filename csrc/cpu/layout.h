@@ -2,13 +2,15 @@
 // The run-time layout of packed weights on the CPU, common to all CPU kernels. `repack` makes it
 // from the canonical stream (packing.h) at load; it is never written to disk.
 //
-// Codes. Eight output rows form a tile, 32 consecutive in-features of a tile form a block of 256
+// Codes. Sixteen output rows form a tile, 32 consecutive in-features of a tile form a block of 512
 // codes, and 4 in-features of a block form a quad. Unpacked to one byte per code, a quad is one
-// 32-byte vector, whose dword r holds the 4 codes of row r; a multiply-add of neighbouring bytes
+// 64-byte vector, whose dword r holds the 4 codes of row r; a multiply-add of neighbouring bytes
 // with the broadcast 4 activations then needs no horizontal sum:
 //
-//            row 0           row 1                 row 7
+//            row 0           row 1                 row 15
 //   quad j | k k+1 k+2 k+3 | k k+1 k+2 k+3 | ... | k k+1 k+2 k+3 |     k = 32 * block + 4 * j
+//
+// Vectors of 32 bytes take a tile as two halves of 8 rows each.
 //
 // A block is cut into bit planes whose widths divide 8, the low bits of a code in the widest one:
 // 2 = 2, 3 = 2+1, 4 = 4, 5 = 4+1, 6 = 4+2, 7 = 4+2+1, 8 = 8. A plane of width p packs 8/p quads
@@ -17,12 +19,12 @@
 //   block, b = 7 | 4-bit plane                | 2-bit plane      | 1-bit plane |
 //   (7 vectors)  | q1:q0  q3:q2  q5:q4  q7:q6 | q3:..:q0 q7:..:q4| q7:......:q0|
 //
-// So a block of width b is b vectors, 32*b bytes: no bit is lost but in the padding. Order in
-// memory: [tile][block][plane][vector][32 bytes]. Rows beyond n and columns beyond k hold code 0.
+// So a block of width b is b vectors, 64*b bytes: no bit is lost but in the padding. Order in
+// memory: [tile][block][plane][vector][64 bytes]. Rows beyond n and columns beyond k hold code 0.
 // Groups do not show in this order, so that any group size, odd or partial, has the same layout.
 //
 // Affine. w = code * scale + minimum in fp32; an integer zero z has minimum -z * scale, which is
-// exact for fp16 and bf16 scales. Order: [tile][group][scale, zero or minimum][8 rows], the second
+// exact for fp16 and bf16 scales. Order: [tile][group][scale, zero or minimum][16 rows], the second
 // of them only where there is one (AffineKind, quant_types.h); rows beyond n hold zeros, so that
 // they add nothing. Few rows of activations read it from memory: 16 bits where 16 bits are stored.
 #pragma once
@@ -34,14 +36,18 @@
 
 namespace mmq::cpu {
 
-constexpr int kTileRows = 8;
+constexpr int kTileRows = 16;
+constexpr int kHalfRows = 8;
+constexpr int kHalves = kTileRows / kHalfRows;
 constexpr int kQuadCols = 4;
 constexpr int kBlockCols = 32;
 constexpr int kBlockQuads = kBlockCols / kQuadCols;
-constexpr int kQuadBytes = kTileRows * kQuadCols;    // one vector of unpacked codes
+constexpr int kQuadBytes = kTileRows * kQuadCols;  // one vector of unpacked codes
+constexpr int kHalfBytes = kHalfRows * kQuadCols;
 constexpr int kBlockCodes = kTileRows * kBlockCols;  // unpacked bytes of a block
 
 constexpr int64_t tile_count(int64_t n) { return ceil_div(n, kTileRows); }
+constexpr int64_t half_count(int64_t n) { return ceil_div(n, kHalfRows); }
 constexpr int64_t block_count(int64_t k) { return ceil_div(k, kBlockCols); }
 constexpr int64_t block_bytes(int bits) { return kQuadBytes * bits; }
 constexpr int64_t tile_bytes(int64_t k, int bits) { return block_count(k) * block_bytes(bits); }

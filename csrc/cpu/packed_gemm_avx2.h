@@ -17,33 +17,40 @@ inline __m256i load_vector(const void* from) {
   return _mm256_loadu_si256(static_cast<const __m256i*>(from));
 }
 
-// ORs the bit plane of width kWidth, whose lowest bit is bit kLow of a code, into the 8 quads.
-// 16-bit shifts carry bits across bytes; the mask drops them.
+// The bits of a quad, of one half of a tile, that the plane of width kWidth holds, whose lowest bit
+// is bit kLow of a code. 16-bit shifts carry bits across bytes; the mask drops them.
 template <int kWidth, int kLow>
-inline void add_plane(const uint8_t* vectors, __m256i* quads) {
+inline __attribute__((always_inline)) __m256i plane_bits(const uint8_t* vectors, int quad) {
   constexpr int kQuadsPerVector = 8 / kWidth;
-  const __m256i mask = _mm256_set1_epi8(static_cast<char>(((1 << kWidth) - 1) << kLow));
-#pragma GCC unroll 8
-  for (int quad = 0; quad < kBlockQuads; ++quad) {
-    const int shift = kWidth * (quad % kQuadsPerVector) - kLow;
-    __m256i bits = load_vector(vectors + quad / kQuadsPerVector * kQuadBytes);
-    if (shift > 0) bits = _mm256_srli_epi16(bits, shift);
-    if (shift < 0) bits = _mm256_slli_epi16(bits, -shift);
-    if (kWidth < 8) bits = _mm256_and_si256(bits, mask);
-    quads[quad] = kLow == 0 ? bits : _mm256_or_si256(quads[quad], bits);
-  }
+  const int shift = kWidth * (quad % kQuadsPerVector) - kLow;
+  __m256i bits = load_vector(vectors + quad / kQuadsPerVector * kQuadBytes);
+  if (shift > 0) bits = _mm256_srli_epi16(bits, shift);
+  if (shift < 0) bits = _mm256_slli_epi16(bits, -shift);
+  if constexpr (kWidth == 8) return bits;
+  return _mm256_and_si256(bits, _mm256_set1_epi8(static_cast<char>(((1 << kWidth) - 1) << kLow)));
 }
 
-// One block to its 8 quads of bytes: unpack_block of layout.cpp in registers. The planes above a
-// plane have the widths that remain in kBits, so their sum is both its low bit and its offset.
+// One quad of one half of a block, as bytes: unpack_block of layout.cpp in registers. The planes
+// above a plane have the widths that remain in kBits, so their sum is both its low bit and its
+// offset.
+template <int kBits>
+inline __attribute__((always_inline)) __m256i decode_quad(const uint8_t* block, int quad) {
+  __m256i codes = _mm256_setzero_si256();
+  if constexpr ((kBits & 8) != 0) codes = plane_bits<8, 0>(block, quad);
+  if constexpr ((kBits & 4) != 0) codes = plane_bits<4, 0>(block, quad);
+  if constexpr ((kBits & 2) != 0)
+    codes =
+        _mm256_or_si256(codes, plane_bits<2, (kBits & 4)>(block + (kBits & 4) * kQuadBytes, quad));
+  if constexpr ((kBits & 1) != 0)
+    codes =
+        _mm256_or_si256(codes, plane_bits<1, (kBits & 6)>(block + (kBits & 6) * kQuadBytes, quad));
+  return codes;
+}
+
 template <int kBits>
 inline void decode_block(const uint8_t* block, __m256i* quads) {
-  if constexpr ((kBits & 8) != 0) add_plane<8, 0>(block, quads);
-  if constexpr ((kBits & 4) != 0) add_plane<4, 0>(block, quads);
-  if constexpr ((kBits & 2) != 0)
-    add_plane<2, (kBits & 4)>(block + (kBits & 4) * kQuadBytes, quads);
-  if constexpr ((kBits & 1) != 0)
-    add_plane<1, (kBits & 6)>(block + (kBits & 6) * kQuadBytes, quads);
+#pragma GCC unroll 8
+  for (int quad = 0; quad < kBlockQuads; ++quad) quads[quad] = decode_quad<kBits>(block, quad);
 }
 
 // Scales and minima of 8 rows.
@@ -51,9 +58,9 @@ struct Grid {
   __m256 scale, minimum;
 };
 
-// The affine of one tile.
+// The affine of one tile, or of one half.
 struct TileAffine {
-  const uint8_t* data;  // [group][scale, zero or minimum][8]
+  const uint8_t* data;  // [group][scale, zero or minimum][16], from the first row on
   AffineKind kind;
   ScaleType type;
   float minus_zero;  // of kScale16
@@ -66,6 +73,19 @@ inline __attribute__((always_inline)) TileAffine tile_affine(const PackedGemmArg
           -static_cast<float>(1 << (a.bits - 1))};
 }
 
+// Halves are counted through all tiles.
+inline __attribute__((always_inline)) TileAffine half_affine(const PackedGemmArgs& a,
+                                                             int64_t half) {
+  TileAffine affine = tile_affine(a, half / kHalves);
+  const int number_bytes = a.affine_kind == AffineKind::kScaleMin32 ? 4 : 2;
+  affine.data += half % kHalves * kHalfRows * number_bytes;
+  return affine;
+}
+
+inline const uint8_t* half_codes(const PackedGemmArgs& a, int64_t half) {
+  return a.tiles + half / kHalves * tile_bytes(a.k, a.bits) + half % kHalves * kHalfBytes;
+}
+
 // Eight numbers of 16 bits.
 inline __attribute__((always_inline)) __m256 load_scales(const uint8_t* from, ScaleType type) {
   const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
@@ -73,7 +93,7 @@ inline __attribute__((always_inline)) __m256 load_scales(const uint8_t* from, Sc
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
 }
 
-// The branches go the same way all through a call.
+// Of one half. The branches go the same way all through a call.
 inline __attribute__((always_inline)) Grid load_grid(const TileAffine& a, int64_t group) {
   const uint8_t* from = a.data + group * affine_bytes(a.kind);
   if (a.kind == AffineKind::kScaleMin32) {
@@ -97,16 +117,16 @@ struct RowBlocks {
   int64_t rows(int64_t block) const { return begin(block + 1) - begin(block); }
 };
 
-// Writes the 8 sums of a tile, plus bias, to row `row` of y; fewer at the end of n.
-inline void store_outputs(const PackedGemmArgs& a, int64_t row, int64_t tile, __m256 sums) {
-  const int64_t first = tile * kTileRows;
+// Writes the 8 sums of a half, plus bias, to row `row` of y; fewer at the end of n, or none.
+inline void store_outputs(const PackedGemmArgs& a, int64_t row, int64_t half, __m256 sums) {
+  const int64_t first = half * kHalfRows;
   float* y = a.y + row * a.n + first;
-  if (first + kTileRows <= a.n) {
+  if (first + kHalfRows <= a.n) {
     if (a.bias) sums = _mm256_add_ps(sums, _mm256_loadu_ps(a.bias + first));
     _mm256_storeu_ps(y, sums);
     return;
   }
-  alignas(32) float lanes[kTileRows];
+  alignas(32) float lanes[kHalfRows];
   _mm256_store_ps(lanes, sums);
   for (int64_t i = 0; first + i < a.n; ++i) y[i] = lanes[i] + (a.bias ? a.bias[first + i] : 0.f);
 }

@@ -21,7 +21,7 @@ constexpr int64_t kPanelFromRows = 40;
 
 // --- few rows ---
 
-// The vectors that hold the fields of one block.
+// The vectors that hold the fields of one half of a block.
 template <int kBits>
 inline void load_fields(const uint8_t* block, __m256i* vectors) {
   if constexpr (kFieldQuads<kBits> == 1) {
@@ -39,7 +39,7 @@ inline __m256 field_codes(__m256i vector, int position) {
       _mm256_and_si256(vector, _mm256_set1_epi32(max_code(kBits) << position)));
 }
 
-// sums[rows][16] = sum_groups scale * sum(code * x) + minimum * sum(x). The two tiles share the
+// sums[rows][16] = sum_groups scale * sum(code * x) + minimum * sum(x). The two halves share the
 // broadcast activations.
 template <int kBits, int kRows>
 void few_rows(const FewRowsOperands& a) {
@@ -49,36 +49,36 @@ void few_rows(const FewRowsOperands& a) {
   const uint8_t* block = a.tile;
   const float* x = a.x;
   int64_t left = a.blocks;
-  __m256 out[kRows][kFewTiles] = {};
+  __m256 out[kRows][kHalves] = {};
   for (int64_t group = 0; group < a.groups; ++group) {
-    const Grid grids[kFewTiles] = {load_grid(a.affine[0], group), load_grid(a.affine[1], group)};
+    const Grid grids[kHalves] = {load_grid(a.affine[0], group), load_grid(a.affine[1], group)};
     for (int64_t todo = smaller(a.group_blocks, left); todo > 0;) {
       const int64_t count = smaller(todo, kChainBlocks);
       todo -= count;
       left -= count;
-      __m256 sums[kRows][kFewTiles][kChains] = {};
+      __m256 sums[kRows][kHalves][kChains] = {};
       for (int64_t i = 0; i < count; ++i) {
-        __m256i vectors[kFewTiles][kVectors];
-        prefetch_codes(a, block, block_bytes(kBits));
+        __m256i vectors[kHalves][kVectors];
+        prefetch_codes<kBits>(block);
         load_fields<kBits>(block, vectors[0]);
-        load_fields<kBits>(block + a.tile_stride, vectors[1]);
+        load_fields<kBits>(block + kHalfBytes, vectors[1]);
 #pragma GCC unroll 8
         for (int quad = 0; quad < kBlockQuads; ++quad) {
 #pragma GCC unroll 4
           for (int lane = 0; lane < kQuadCols; ++lane) {
-            __m256 codes[kFewTiles];
+            __m256 codes[kHalves];
 #pragma GCC unroll 2
-            for (int tile = 0; tile < kFewTiles; ++tile)
-              codes[tile] = field_codes<kBits>(vectors[tile][quad / kQuads],
+            for (int half = 0; half < kHalves; ++half)
+              codes[half] = field_codes<kBits>(vectors[half][quad / kQuads],
                                                field_position<kBits>(quad, lane));
             const float* x_col = x + (quad * kQuadCols + lane) * kRows;
 #pragma GCC unroll 4
             for (int row = 0; row < kRows; ++row) {
               const __m256 value = _mm256_broadcast_ss(x_col + row);
 #pragma GCC unroll 2
-              for (int tile = 0; tile < kFewTiles; ++tile) {
-                __m256& sum = sums[row][tile][lane % kChains];
-                sum = _mm256_fmadd_ps(codes[tile], value, sum);
+              for (int half = 0; half < kHalves; ++half) {
+                __m256& sum = sums[row][half][lane % kChains];
+                sum = _mm256_fmadd_ps(codes[half], value, sum);
               }
             }
           }
@@ -87,30 +87,30 @@ void few_rows(const FewRowsOperands& a) {
         x += kBlockCols * kRows;
       }
 #pragma GCC unroll 2
-      for (int tile = 0; tile < kFewTiles; ++tile) {
+      for (int half = 0; half < kHalves; ++half) {
 #pragma GCC unroll 4
         for (int row = 0; row < kRows; ++row) {
-          __m256* chains = sums[row][tile];
+          __m256* chains = sums[row][half];
 #pragma GCC unroll 4
           for (int chain = 1; chain < kChains; ++chain)
             chains[0] = _mm256_add_ps(chains[0], chains[chain]);
-          out[row][tile] = _mm256_fmadd_ps(chains[0], grids[tile].scale, out[row][tile]);
+          out[row][half] = _mm256_fmadd_ps(chains[0], grids[half].scale, out[row][half]);
         }
       }
     }
 #pragma GCC unroll 2
-    for (int tile = 0; tile < kFewTiles; ++tile) {
+    for (int half = 0; half < kHalves; ++half) {
 #pragma GCC unroll 4
       for (int row = 0; row < kRows; ++row)
-        out[row][tile] = _mm256_fmadd_ps(_mm256_broadcast_ss(a.x_sums + group * kRows + row),
-                                         grids[tile].minimum, out[row][tile]);
+        out[row][half] = _mm256_fmadd_ps(_mm256_broadcast_ss(a.x_sums + group * kRows + row),
+                                         grids[half].minimum, out[row][half]);
     }
   }
 #pragma GCC unroll 4
   for (int row = 0; row < kRows; ++row)
 #pragma GCC unroll 2
-    for (int tile = 0; tile < kFewTiles; ++tile)
-      _mm256_store_ps(a.sums + row * kFewCols + tile * kTileRows, out[row][tile]);
+    for (int half = 0; half < kHalves; ++half)
+      _mm256_store_ps(a.sums + row * kTileRows + half * kHalfRows, out[row][half]);
 }
 
 struct FewRows {
@@ -129,13 +129,13 @@ struct FewRows {
 // sums[rows][16] (+)= x[k][rows] . panel[k][16].
 template <int kRows>
 void panel_kernel(const PanelOperands& a) {
-  constexpr int kVectors = 2;
-  constexpr int kCols = kVectors * kTileRows;
+  constexpr int kVectors = kHalves;
+  constexpr int kCols = kVectors * kHalfRows;
   __m256 sums[kRows][kVectors] = {};
   const float* x = a.x;
   const float* w = a.panel;
   for (int64_t k = 0; k < a.depth; ++k, x += kRows, w += kCols) {
-    const __m256 weights[kVectors] = {_mm256_load_ps(w), _mm256_load_ps(w + kTileRows)};
+    const __m256 weights[kVectors] = {_mm256_load_ps(w), _mm256_load_ps(w + kHalfRows)};
 #pragma GCC unroll 6
     for (int row = 0; row < kRows; ++row) {
       const __m256 value = _mm256_broadcast_ss(x + row);
@@ -148,7 +148,7 @@ void panel_kernel(const PanelOperands& a) {
   for (int row = 0; row < kRows; ++row) {
 #pragma GCC unroll 2
     for (int i = 0; i < kVectors; ++i) {
-      float* to = a.sums + row * kCols + i * kTileRows;
+      float* to = a.sums + row * kCols + i * kHalfRows;
       _mm256_store_ps(to, a.begin ? sums[row][i] : _mm256_add_ps(sums[row][i], _mm256_load_ps(to)));
     }
   }
@@ -156,8 +156,7 @@ void panel_kernel(const PanelOperands& a) {
 
 struct Panel {
   static constexpr int kRows = 6;
-  static constexpr int kTiles = 2;
-  static constexpr int kVectorTiles = 1;
+  static constexpr int kTiles = 1;
 
   static void multiply(int64_t rows, const PanelOperands& operands) {
     static constexpr void (*kKernels[kRows])(const PanelOperands&) = {
@@ -167,18 +166,23 @@ struct Panel {
   }
 
   template <int kBits>
-  static void dequantize_block(const uint8_t* block, int64_t, const TileAffine* affine,
-                               int64_t group, float* out) {
-    const Grid grid = load_grid(affine[0], group);
-    __m256i quads[kBlockQuads];
-    decode_block<kBits>(block, quads);
+  static void dequantize_block(const uint8_t* block, const TileAffine* affine, int64_t group,
+                               float* out) {
+    const Grid grids[kHalves] = {load_grid(affine[0], group), load_grid(affine[1], group)};
 #pragma GCC unroll 8
     for (int quad = 0; quad < kBlockQuads; ++quad) {
+      const __m256i quads[kHalves] = {decode_quad<kBits>(block, quad),
+                                      decode_quad<kBits>(block + kHalfBytes, quad)};
 #pragma GCC unroll 4
-      for (int lane = 0; lane < kQuadCols; ++lane, out += kTiles * kTileRows) {
-        __m256i codes = _mm256_srli_epi32(quads[quad], 8 * lane);
-        if (lane < kQuadCols - 1) codes = _mm256_and_si256(codes, _mm256_set1_epi32(0xff));
-        _mm256_store_ps(out, _mm256_fmadd_ps(_mm256_cvtepi32_ps(codes), grid.scale, grid.minimum));
+      for (int lane = 0; lane < kQuadCols; ++lane, out += kTileRows) {
+#pragma GCC unroll 2
+        for (int half = 0; half < kHalves; ++half) {
+          __m256i codes = _mm256_srli_epi32(quads[half], 8 * lane);
+          if (lane < kQuadCols - 1) codes = _mm256_and_si256(codes, _mm256_set1_epi32(0xff));
+          _mm256_store_ps(
+              out + half * kHalfRows,
+              _mm256_fmadd_ps(_mm256_cvtepi32_ps(codes), grids[half].scale, grids[half].minimum));
+        }
       }
     }
   }

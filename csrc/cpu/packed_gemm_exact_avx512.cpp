@@ -22,15 +22,15 @@ constexpr int64_t kPanelFromRows = 128;
 
 // --- few rows ---
 
-// The vectors that hold the fields of one block of two tiles.
+// The vectors that hold the fields of one block.
 template <int kBits>
-inline void load_fields(const uint8_t* block, int64_t stride, __m512i* vectors) {
+inline void load_fields(const uint8_t* block, __m512i* vectors) {
   if constexpr (avx2::kFieldQuads<kBits> == 1) {
-    decode_block<kBits>(block, stride, vectors);
+    decode_block<kBits>(block, vectors);
   } else {
 #pragma GCC unroll 8
     for (int i = 0; i < avx2::kFieldVectors<kBits>; ++i)
-      vectors[i] = load_pair(block + i * kQuadBytes, stride);
+      vectors[i] = _mm512_loadu_si512(block + i * kQuadBytes);
   }
 }
 
@@ -53,7 +53,7 @@ void few_rows(const avx2::FewRowsOperands& a) {
   int64_t left = a.blocks;
   __m512 out[kRows] = {};
   for (int64_t group = 0; group < a.groups; ++group) {
-    const Grid grid = load_grid(a.affine, group);
+    const Grid grid = load_tile_grid(a.affine[0], group);
     for (int64_t todo = smaller(a.group_blocks, left); todo > 0;) {
       const int64_t count = smaller(todo, avx2::kChainBlocks);
       todo -= count;
@@ -61,8 +61,8 @@ void few_rows(const avx2::FewRowsOperands& a) {
       __m512 sums[kRows][kChains] = {};
       for (int64_t i = 0; i < count; ++i) {
         __m512i vectors[kVectors];
-        avx2::prefetch_codes(a, block, block_bytes(kBits));
-        load_fields<kBits>(block, a.tile_stride, vectors);
+        avx2::prefetch_codes<kBits>(block);
+        load_fields<kBits>(block, vectors);
 #pragma GCC unroll 8
         for (int quad = 0; quad < kBlockQuads; ++quad) {
 #pragma GCC unroll 4
@@ -94,7 +94,7 @@ void few_rows(const avx2::FewRowsOperands& a) {
           _mm512_fmadd_ps(_mm512_set1_ps(a.x_sums[group * kRows + row]), grid.minimum, out[row]);
   }
 #pragma GCC unroll 8
-  for (int row = 0; row < kRows; ++row) _mm512_store_ps(a.sums + row * kVectorRows, out[row]);
+  for (int row = 0; row < kRows; ++row) _mm512_store_ps(a.sums + row * kTileRows, out[row]);
 }
 
 struct FewRows {
@@ -115,12 +115,12 @@ struct FewRows {
 template <int kRows>
 void panel_kernel(const avx2::PanelOperands& a) {
   constexpr int kVectors = 2;
-  constexpr int kCols = kVectors * kVectorRows;
+  constexpr int kCols = kVectors * kTileRows;
   __m512 sums[kRows][kVectors] = {};
   const float* x = a.x;
   const float* w = a.panel;
   for (int64_t k = 0; k < a.depth; ++k, x += kRows, w += kCols) {
-    const __m512 weights[kVectors] = {_mm512_load_ps(w), _mm512_load_ps(w + kVectorRows)};
+    const __m512 weights[kVectors] = {_mm512_load_ps(w), _mm512_load_ps(w + kTileRows)};
 #pragma GCC unroll 12
     for (int row = 0; row < kRows; ++row) {
       const __m512 value = _mm512_set1_ps(x[row]);
@@ -133,7 +133,7 @@ void panel_kernel(const avx2::PanelOperands& a) {
   for (int row = 0; row < kRows; ++row) {
 #pragma GCC unroll 2
     for (int i = 0; i < kVectors; ++i) {
-      float* to = a.sums + row * kCols + i * kVectorRows;
+      float* to = a.sums + row * kCols + i * kTileRows;
       _mm512_store_ps(to, a.begin ? sums[row][i] : _mm512_add_ps(sums[row][i], _mm512_load_ps(to)));
     }
   }
@@ -141,8 +141,7 @@ void panel_kernel(const avx2::PanelOperands& a) {
 
 struct Panel {
   static constexpr int kRows = 12;
-  static constexpr int kTiles = 4;
-  static constexpr int kVectorTiles = 2;
+  static constexpr int kTiles = 2;
 
   static void multiply(int64_t rows, const avx2::PanelOperands& operands) {
     static constexpr void (*kKernels[kRows])(const avx2::PanelOperands&) = {
@@ -153,11 +152,11 @@ struct Panel {
   }
 
   template <int kBits>
-  static void dequantize_block(const uint8_t* block, int64_t block_stride,
-                               const avx2::TileAffine* affine, int64_t group, float* out) {
-    const Grid grid = load_grid(affine, group);
+  static void dequantize_block(const uint8_t* block, const avx2::TileAffine* affine, int64_t group,
+                               float* out) {
+    const Grid grid = load_tile_grid(affine[0], group);
     __m512i quads[kBlockQuads];
-    decode_block<kBits>(block, block_stride, quads);
+    decode_block<kBits>(block, quads);
 #pragma GCC unroll 8
     for (int quad = 0; quad < kBlockQuads; ++quad) {
 #pragma GCC unroll 4

@@ -39,14 +39,13 @@ using avx2::PanelOperands;
 using avx2::PanelRows;
 using avx2::RowBlocks;
 using avx2::smaller;
-using avx512::kVectorRows;
 
 // Measured: from so many rows on it is faster than decoding in registers at every width (Zen 4).
 constexpr int64_t kFromRows = 6;
 
 constexpr int kPairCols = 2;
 constexpr int kVectors = 2;
-constexpr int kCols = kVectors * kVectorRows;
+constexpr int kCols = kVectors * kTileRows;
 constexpr int64_t kDepth = avx2::kPanelFloats / kCols * kPairCols;
 constexpr int kRowSlots = 8;
 constexpr int64_t kBlockFloats = kDepth / kPairCols * kRowSlots;
@@ -164,19 +163,16 @@ struct IntegerGrid {
   __m512 scale, zero, minimum;
 };
 
-inline IntegerGrid load_integer_grid(const avx2::TileAffine* pair, int64_t group) {
-  if (pair[0].kind == AffineKind::kScaleMin32) {
-    const avx512::Grid grid = avx512::load_grid(pair, group);
+inline IntegerGrid load_integer_grid(const avx2::TileAffine& a, int64_t group) {
+  if (a.kind == AffineKind::kScaleMin32) {
+    const avx512::Grid grid = avx512::load_tile_grid(a, group);
     return {grid.scale, _mm512_setzero_ps(), grid.minimum};
   }
-  const auto load = [&](int64_t offset) {
-    const int64_t at = group * affine_bytes(pair[0].kind) + offset;
-    return avx512::join(avx2::load_scales(pair[0].data + at, pair[0].type),
-                        avx2::load_scales(pair[1].data + at, pair[1].type));
-  };
-  const __m512 zero = pair[0].kind == AffineKind::kScale16 ? _mm512_set1_ps(-pair[0].minus_zero)
-                                                           : load(kTileRows * 2);
-  return {load(0), zero, _mm512_setzero_ps()};
+  const uint8_t* from = a.data + group * affine_bytes(a.kind);
+  const __m512 zero = a.kind == AffineKind::kScale16
+                          ? _mm512_set1_ps(-a.minus_zero)
+                          : avx512::load_scales(from + kTileRows * 2, a.type);
+  return {avx512::load_scales(from, a.type), zero, _mm512_setzero_ps()};
 }
 
 // A byte of a dword, ORed where it lies into the significand of a power of two whose last place
@@ -195,12 +191,12 @@ struct ByteToFloat {
   }
 };
 
-// One block of two tiles to pairs out[16][kCols].
+// One block to pairs out[16][kCols].
 template <int kBits>
-inline void decode_pairs(const uint8_t* block, int64_t stride, __m512 zero, float* out) {
+inline void decode_pairs(const uint8_t* block, __m512 zero, float* out) {
   const ByteToFloat even(0, zero), odd(8, zero);
   __m512i quads[kBlockQuads];
-  avx512::decode_block<kBits>(block, stride, quads);
+  avx512::decode_block<kBits>(block, quads);
 #pragma GCC unroll 8
   for (int quad = 0; quad < kBlockQuads; ++quad) {
 #pragma GCC unroll 2
@@ -217,14 +213,11 @@ inline void decode_pairs(const uint8_t* block, int64_t stride, __m512 zero, floa
 template <int kBits>
 void decode_panel(const PackedGemmArgs& a, int64_t tile, int64_t begin, int64_t end, float* panel) {
   const int64_t tiles = tile_count(a.n);
-  if (tile + kVectors * avx512::kVectorTiles > tiles)
+  if (tile + kVectors > tiles)
     std::memset(panel, 0, sizeof(float) * (avx2::kPanelFloats + kScaleFloats));
-  for (int i = 0; i < kVectors; ++i, tile += avx512::kVectorTiles, panel += kVectorRows) {
-    if (tile >= tiles) return;
-    const int64_t stride =
-        (smaller(avx512::kVectorTiles, tiles - tile) - 1) * tile_bytes(a.k, kBits);
-    const int64_t neighbour = stride ? tile + 1 : tile;
-    const avx2::TileAffine affine[] = {avx2::tile_affine(a, tile), avx2::tile_affine(a, neighbour)};
+  const int64_t last_tile = smaller(tile + kVectors, tiles);
+  for (; tile < last_tile; ++tile, panel += kTileRows) {
+    const avx2::TileAffine affine = avx2::tile_affine(a, tile);
     const uint8_t* block =
         a.tiles + tile * tile_bytes(a.k, kBits) + begin / kBlockCols * block_bytes(kBits);
     float* out = panel;
@@ -237,7 +230,7 @@ void decode_panel(const PackedGemmArgs& a, int64_t tile, int64_t begin, int64_t 
       _mm512_store_ps(scales + kMinimaAt, stop == group_end ? grid.minimum : _mm512_setzero_ps());
       for (; k < stop;
            k += kBlockCols, block += block_bytes(kBits), out += kBlockCols / kPairCols * kCols)
-        decode_pairs<kBits>(block, stride, grid.zero, out);
+        decode_pairs<kBits>(block, grid.zero, out);
       k = stop;
     }
   }
@@ -258,14 +251,14 @@ void panel_kernel(const PanelOperands& a) {
     for (int row = 0; row < kRows; ++row)
 #pragma GCC unroll 2
       for (int i = 0; i < kVectors; ++i)
-        out[row][i] = _mm512_load_ps(a.sums + row * kCols + i * kVectorRows);
+        out[row][i] = _mm512_load_ps(a.sums + row * kCols + i * kTileRows);
   }
   for (int64_t k = a.k; k < end; ++group, scales += kCols) {
     const int64_t stop = smaller((group + 1) * a.group_size, end);
     __m512 sums[kRows][kVectors] = {};
     for (; k < stop; k += kPairCols, x += kRowSlots, w += kCols) {
       const __m512bh weights[kVectors] = {(__m512bh)_mm512_load_ps(w),
-                                          (__m512bh)_mm512_load_ps(w + kVectorRows)};
+                                          (__m512bh)_mm512_load_ps(w + kTileRows)};
 #pragma GCC unroll 12
       for (int row = 0; row < kRows; ++row) {
         const __m512bh value = (__m512bh)_mm512_set1_ps(x[row]);
@@ -277,7 +270,7 @@ void panel_kernel(const PanelOperands& a) {
     k = stop;
 #pragma GCC unroll 2
     for (int i = 0; i < kVectors; ++i) {
-      const __m512 scale = _mm512_load_ps(scales + i * kVectorRows);
+      const __m512 scale = _mm512_load_ps(scales + i * kTileRows);
 #pragma GCC unroll 12
       for (int row = 0; row < kRows; ++row)
         out[row][i] = _mm512_fmadd_ps(sums[row][i], scale, out[row][i]);
@@ -285,7 +278,7 @@ void panel_kernel(const PanelOperands& a) {
     if (!a.x_sums) continue;
 #pragma GCC unroll 2
     for (int i = 0; i < kVectors; ++i) {
-      const __m512 minimum = _mm512_load_ps(scales + kMinimaAt + i * kVectorRows);
+      const __m512 minimum = _mm512_load_ps(scales + kMinimaAt + i * kTileRows);
 #pragma GCC unroll 12
       for (int row = 0; row < kRows; ++row)
         out[row][i] =
@@ -296,15 +289,15 @@ void panel_kernel(const PanelOperands& a) {
   for (int row = 0; row < kRows; ++row)
 #pragma GCC unroll 2
     for (int i = 0; i < kVectors; ++i)
-      _mm512_store_ps(a.sums + row * kCols + i * kVectorRows, out[row][i]);
+      _mm512_store_ps(a.sums + row * kCols + i * kTileRows, out[row][i]);
 }
 
 // A strip's sums, plus bias, to row `row` of y, rounded to nearest even; fewer at the end of n.
 void store_strip(const PackedGemmArgs& a, int64_t row, int64_t tile, const float* sums) {
-  for (int i = 0; i < kVectors; ++i, sums += kVectorRows) {
-    const int64_t first = tile * kTileRows + i * kVectorRows;
+  for (int i = 0; i < kVectors; ++i, sums += kTileRows) {
+    const int64_t first = tile * kTileRows + i * kTileRows;
     if (first >= a.n) return;
-    const __mmask16 lanes = static_cast<__mmask16>(first_lanes(smaller(a.n - first, kVectorRows)));
+    const __mmask16 lanes = static_cast<__mmask16>(first_lanes(smaller(a.n - first, kTileRows)));
     __m512 sum = _mm512_load_ps(sums);
     if (a.bias) sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(lanes, a.bias + first));
     // Not by vcvtneps2bf16, which makes zeros of subnormal numbers.

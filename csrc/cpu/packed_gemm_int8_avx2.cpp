@@ -9,7 +9,7 @@
 // activations are widened to 16 bits first and madd adds straight into 32.
 //
 // Few rows: each tile is decoded in registers. Many rows, and groups that are no multiple of a
-// block: a chunk of tiles is unpacked to bytes in the L2 cache, then multiplied 6 rows by 2 tiles.
+// block: a chunk of tiles is unpacked to bytes in the L2 cache, then multiplied 6 rows by a tile.
 #if defined(__x86_64__)
 
 #include <cstring>
@@ -34,7 +34,6 @@ constexpr int kFewRows = 4;
 template <int kBits>
 constexpr int64_t kPanelFromRows = kWide<kBits> ? kFewRows + 1 : 65;
 constexpr int kManyRows = 6;
-constexpr int kPanelTiles = 2;
 constexpr int64_t kPanelBytes = 256 * 1024;  // half of a 512 KB L2 cache
 
 // 16-bit additions before widening; see above.
@@ -52,11 +51,10 @@ inline __m256i broadcast_dword(const void* from) {
   return _mm256_set1_epi32(value);
 }
 
-// What a kernel reads for one block of rows and one or two tiles.
+// What a kernel reads for one block of rows and one tile.
 struct Operands {
-  const uint8_t* codes;  // few rows: a tile; many rows: bytes, [tile][quad][32]
-  int64_t codes_stride;  // bytes from one tile to the next
-  TileAffine affine[kPanelTiles];
+  const uint8_t* codes;  // few rows: as in layout.h; many rows: bytes, [quad][64]
+  TileAffine affine[kHalves];
   const uint8_t* x;
   const float* x_scales;
   const float* x_sums;
@@ -64,43 +62,43 @@ struct Operands {
   int64_t segment_count;
 };
 
-// products[row][tile] += the dot products of `count` <= kRunQuads<kBits> quads; codes(quad, tile)
+// products[row][half] += the dot products of `count` <= kRunQuads<kBits> quads; codes(quad, half)
 // yields a vector of codes, x points to the first quad.
-template <int kBits, int kRows, int kTiles, class Codes>
+template <int kBits, int kRows, class Codes>
 inline __attribute__((always_inline)) void add_run(int count, const Codes& codes, const uint8_t* x,
-                                                   __m256i (*products)[kTiles]) {
+                                                   __m256i (*products)[kHalves]) {
   if constexpr (kWide<kBits>) {
     const __m256i even_bytes = _mm256_set1_epi16(0xff);
-    __m256i even[kTiles], odd[kTiles];
+    __m256i even[kHalves], odd[kHalves];
 #pragma GCC unroll 2
-    for (int tile = 0; tile < kTiles; ++tile) {
-      const __m256i quad = codes(0, tile);
-      even[tile] = _mm256_and_si256(quad, even_bytes);
-      odd[tile] = _mm256_srli_epi16(quad, 8);
+    for (int half = 0; half < kHalves; ++half) {
+      const __m256i quad = codes(0, half);
+      even[half] = _mm256_and_si256(quad, even_bytes);
+      odd[half] = _mm256_srli_epi16(quad, 8);
     }
 #pragma GCC unroll 6
     for (int row = 0; row < kRows; ++row) {
       const __m256i x_even = broadcast_dword(x + row * 8), x_odd = broadcast_dword(x + row * 8 + 4);
 #pragma GCC unroll 2
-      for (int tile = 0; tile < kTiles; ++tile)
-        products[row][tile] = _mm256_add_epi32(
-            products[row][tile], _mm256_add_epi32(_mm256_madd_epi16(even[tile], x_even),
-                                                  _mm256_madd_epi16(odd[tile], x_odd)));
+      for (int half = 0; half < kHalves; ++half)
+        products[row][half] = _mm256_add_epi32(
+            products[row][half], _mm256_add_epi32(_mm256_madd_epi16(even[half], x_even),
+                                                  _mm256_madd_epi16(odd[half], x_odd)));
     }
   } else {
-    __m256i sums[kRows][kTiles];
+    __m256i sums[kRows][kHalves];
 #pragma GCC unroll 8
     for (int quad = 0; quad < count; ++quad) {
-      __m256i w[kTiles];
+      __m256i w[kHalves];
 #pragma GCC unroll 2
-      for (int tile = 0; tile < kTiles; ++tile) w[tile] = codes(quad, tile);
+      for (int half = 0; half < kHalves; ++half) w[half] = codes(quad, half);
 #pragma GCC unroll 6
       for (int row = 0; row < kRows; ++row) {
         const __m256i value = broadcast_dword(x + (quad * kRows + row) * 4);
 #pragma GCC unroll 2
-        for (int tile = 0; tile < kTiles; ++tile) {
-          const __m256i pairs = _mm256_maddubs_epi16(w[tile], value);
-          sums[row][tile] = quad == 0 ? pairs : _mm256_add_epi16(sums[row][tile], pairs);
+        for (int half = 0; half < kHalves; ++half) {
+          const __m256i pairs = _mm256_maddubs_epi16(w[half], value);
+          sums[row][half] = quad == 0 ? pairs : _mm256_add_epi16(sums[row][half], pairs);
         }
       }
     }
@@ -108,32 +106,44 @@ inline __attribute__((always_inline)) void add_run(int count, const Codes& codes
 #pragma GCC unroll 6
     for (int row = 0; row < kRows; ++row)
 #pragma GCC unroll 2
-      for (int tile = 0; tile < kTiles; ++tile)
-        products[row][tile] =
-            _mm256_add_epi32(products[row][tile], _mm256_madd_epi16(sums[row][tile], ones));
+      for (int half = 0; half < kHalves; ++half)
+        products[row][half] =
+            _mm256_add_epi32(products[row][half], _mm256_madd_epi16(sums[row][half], ones));
   }
 }
 
-// One tile, decoded in registers. Segments are whole blocks.
+// The end of a segment for both halves.
+template <int kRows>
+inline __attribute__((always_inline)) void end_segments(const Operands& a, int64_t segment,
+                                                        const __m256i (*products)[kHalves],
+                                                        __m256 (*out)[kHalves]) {
+#pragma GCC unroll 2
+  for (int half = 0; half < kHalves; ++half)
+    end_segment<kRows, kHalves>(a.affine[half], a.segments[segment].group,
+                                a.x_scales + segment * kRows, a.x_sums + segment * kRows,
+                                products[0] + half, out[0] + half);
+}
+
+// Decoded in registers. Segments are whole blocks.
 template <int kBits, int kRows>
-void few_rows(const Operands& a, __m256 (*out)[1]) {
+void few_rows(const Operands& a, __m256 (*out)[kHalves]) {
   constexpr int kRun = kRunQuads<kBits>;
   const uint8_t* block = a.codes;
   const uint8_t* x = a.x;
   for (int64_t segment = 0; segment < a.segment_count; ++segment) {
-    __m256i products[kRows][1] = {};
+    __m256i products[kRows][kHalves] = {};
     for (int64_t left = a.segments[segment].quads; left > 0; left -= kBlockQuads) {
-      __m256i quads[kBlockQuads];
-      decode_block<kBits>(block, quads);
 #pragma GCC unroll 8
-      for (int quad = 0; quad < kBlockQuads; quad += kRun) {
-        add_run<kBits, kRows, 1>(kRun, [&](int i, int) { return quads[quad + i]; }, x, products);
+      for (int run = 0; run < kBlockQuads; run += kRun) {
+        const auto codes = [&](int quad, int half) {
+          return decode_quad<kBits>(block + half * kHalfBytes, run + quad);
+        };
+        add_run<kBits, kRows>(kRun, codes, x, products);
         x += kRun * kRows * kXQuadBytes<kBits>;
       }
       block += block_bytes(kBits);
     }
-    end_segment<kRows, 1>(a.affine[0], a.segments[segment].group, a.x_scales + segment * kRows,
-                          a.x_sums + segment * kRows, products[0], out[0]);
+    end_segments<kRows>(a, segment, products, out);
   }
 }
 
@@ -141,66 +151,60 @@ void few_rows(const Operands& a, __m256 (*out)[1]) {
 template <int kBits>
 constexpr int kPanelBits = kBits <= 4 ? 4 : kBits;
 
-// kTiles tiles of unpacked bytes.
-template <int kBits, int kRows, int kTiles>
-void many_rows(const Operands& a, __m256 (*out)[kTiles]) {
+// Unpacked bytes.
+template <int kBits, int kRows>
+void many_rows(const Operands& a, __m256 (*out)[kHalves]) {
   constexpr int kRun = kRunQuads<kBits>;
   const uint8_t* x = a.x;
   for (int64_t segment = 0; segment < a.segment_count; ++segment) {
-    __m256i products[kRows][kTiles] = {};
+    __m256i products[kRows][kHalves] = {};
     const uint8_t* w = a.codes + a.segments[segment].code_quad * kQuadBytes;
     int64_t left = a.segments[segment].quads;
-    const auto codes = [&](int quad, int tile) {
-      return load_vector(w + tile * a.codes_stride + quad * kQuadBytes);
+    const auto codes = [&](int quad, int half) {
+      return load_vector(w + quad * kQuadBytes + half * kHalfBytes);
     };
     for (; left >= kRun; left -= kRun) {
-      add_run<kBits, kRows, kTiles>(kRun, codes, x, products);
+      add_run<kBits, kRows>(kRun, codes, x, products);
       w += kRun * kQuadBytes;
       x += kRun * kRows * kXQuadBytes<kBits>;
     }
     for (; left > 0; --left) {
-      add_run<kBits, kRows, kTiles>(1, codes, x, products);
+      add_run<kBits, kRows>(1, codes, x, products);
       w += kQuadBytes;
       x += kRows * kXQuadBytes<kBits>;
     }
-#pragma GCC unroll 2
-    for (int tile = 0; tile < kTiles; ++tile)
-      end_segment<kRows, kTiles>(a.affine[tile], a.segments[segment].group,
-                                 a.x_scales + segment * kRows, a.x_sums + segment * kRows,
-                                 products[0] + tile, out[0] + tile);
+    end_segments<kRows>(a, segment, products, out);
   }
 }
 
-template <int kBits, int kRows, int kTiles, bool kPanel>
+template <int kBits, int kRows, bool kPanel>
 void run_kernel(const PackedGemmArgs& a, const Operands& operands, int64_t row, int64_t tile) {
-  __m256 out[kRows][kTiles] = {};
+  __m256 out[kRows][kHalves] = {};
   if constexpr (kPanel)
-    many_rows<kBits, kRows, kTiles>(operands, out);
+    many_rows<kBits, kRows>(operands, out);
   else
     few_rows<kBits, kRows>(operands, out);
   for (int i = 0; i < kRows; ++i)
-    for (int j = 0; j < kTiles; ++j) store_outputs(a, row + i, tile + j, out[i][j]);
+    for (int half = 0; half < kHalves; ++half)
+      store_outputs(a, row + i, tile * kHalves + half, out[i][half]);
 }
 
 using Kernel = void (*)(const PackedGemmArgs&, const Operands&, int64_t, int64_t);
 template <int kBits>
 constexpr Kernel kFewRowsKernels[kFewRows] = {
-    run_kernel<kBits, 1, 1, false>, run_kernel<kBits, 2, 1, false>, run_kernel<kBits, 3, 1, false>,
-    run_kernel<kBits, 4, 1, false>};
+    run_kernel<kBits, 1, false>, run_kernel<kBits, 2, false>, run_kernel<kBits, 3, false>,
+    run_kernel<kBits, 4, false>};
 template <int kBits>
-constexpr Kernel kPanelKernels[kPanelTiles][kManyRows] = {
-    {run_kernel<kBits, 1, 1, true>, run_kernel<kBits, 2, 1, true>, run_kernel<kBits, 3, 1, true>,
-     run_kernel<kBits, 4, 1, true>, run_kernel<kBits, 5, 1, true>, run_kernel<kBits, 6, 1, true>},
-    {run_kernel<kBits, 1, 2, true>, run_kernel<kBits, 2, 2, true>, run_kernel<kBits, 3, 2, true>,
-     run_kernel<kBits, 4, 2, true>, run_kernel<kBits, 5, 2, true>, run_kernel<kBits, 6, 2, true>}};
+constexpr Kernel kPanelKernels[kManyRows] = {
+    run_kernel<kBits, 1, true>, run_kernel<kBits, 2, true>, run_kernel<kBits, 3, true>,
+    run_kernel<kBits, 4, true>, run_kernel<kBits, 5, true>, run_kernel<kBits, 6, true>};
 
 template <int kBits>
 Operands operands_of(const PackedGemmArgs& a, const Activations& x, int64_t block, int64_t tile,
-                     const uint8_t* codes, int64_t codes_stride) {
+                     const uint8_t* codes) {
   const int64_t first = x.rows.begin(block);
   return {codes,
-          codes_stride,
-          {tile_affine(a, tile), tile_affine(a, tile + 1)},
+          {half_affine(a, tile * kHalves), half_affine(a, tile * kHalves + 1)},
           x.codes + first * x.quads * kXQuadBytes<kBits>,
           x.scales + first * x.segment_count,
           x.sums + first * x.segment_count,
@@ -214,7 +218,7 @@ void multiply_tiles(const PackedGemmArgs& a, const Activations& x, int64_t begin
     const uint8_t* codes = a.tiles + tile * tile_bytes(a.k, kBits);
     for (int64_t block = 0; block < x.rows.count; ++block)
       kFewRowsKernels<kBits>[x.rows.rows(block) - 1](
-          a, operands_of<kBits>(a, x, block, tile, codes, 0), x.rows.begin(block), tile);
+          a, operands_of<kBits>(a, x, block, tile, codes), x.rows.begin(block), tile);
   }
 }
 
@@ -222,23 +226,24 @@ void multiply_tiles(const PackedGemmArgs& a, const Activations& x, int64_t begin
 template <int kBits>
 void multiply_panel(const PackedGemmArgs& a, const Activations& x, int64_t begin, int64_t end,
                     uint8_t* panel) {
-  const int64_t blocks = block_count(a.k), stride = blocks * kBlockCodes;
+  const int64_t blocks = block_count(a.k);
   for (int64_t i = 0; i < (end - begin) * blocks; ++i) {
-    __m256i quads[kBlockQuads];
-    decode_block<kBits>(a.tiles + (begin * blocks + i) * block_bytes(kBits), quads);
+    const uint8_t* block = a.tiles + (begin * blocks + i) * block_bytes(kBits);
+    for (int64_t half = 0; half < kHalves * kHalfBytes; half += kHalfBytes) {
+      __m256i quads[kBlockQuads];
+      decode_block<kBits>(block + half, quads);
 #pragma GCC unroll 8
-    for (int quad = 0; quad < kBlockQuads; ++quad)
-      _mm256_store_si256(reinterpret_cast<__m256i*>(panel + i * kBlockCodes + quad * kQuadBytes),
-                         quads[quad]);
-  }
-  for (int64_t block = 0; block < x.rows.count; ++block) {
-    for (int64_t tile = begin; tile < end; tile += kPanelTiles) {
-      const int64_t tiles = smaller(kPanelTiles, end - tile);
-      kPanelKernels<kPanelBits<kBits>>[tiles - 1][x.rows.rows(block) - 1](
-          a, operands_of<kBits>(a, x, block, tile, panel + (tile - begin)* stride, stride),
-          x.rows.begin(block), tile);
+      for (int quad = 0; quad < kBlockQuads; ++quad)
+        _mm256_store_si256(
+            reinterpret_cast<__m256i*>(panel + i * kBlockCodes + quad * kQuadBytes + half),
+            quads[quad]);
     }
   }
+  for (int64_t block = 0; block < x.rows.count; ++block)
+    for (int64_t tile = begin; tile < end; ++tile)
+      kPanelKernels<kPanelBits<kBits>>[x.rows.rows(block) - 1](
+          a, operands_of<kBits>(a, x, block, tile, panel + (tile - begin)* blocks* kBlockCodes),
+          x.rows.begin(block), tile);
 }
 
 template <int kBits>
@@ -251,17 +256,15 @@ void multiply(const PackedGemmArgs& a, const Segment* segments, int64_t segment_
   const int64_t tiles = tile_count(a.n);
   const int64_t min_tiles = ceil_div(kMinTaskMacs, larger(a.m * kTileRows * a.k, 1));
   if (few) {
-    parallel_for(tiles, larger(min_tiles, 8),
+    parallel_for(tiles, larger(min_tiles, 4),
                  [&](int64_t begin, int64_t end) { multiply_tiles<kBits>(a, x, begin, end); });
     return;
   }
   const int64_t tile_codes = larger(block_count(a.k) * kBlockCodes, 1);
-  const int64_t chunk = larger(kPanelBytes / tile_codes / kPanelTiles, 1) * kPanelTiles;
+  const int64_t chunk = larger(kPanelBytes / tile_codes, 1);
   // Several tasks per thread even out their ends.
   const int64_t share = ceil_div(tiles, int64_t{4} * max_threads());
-  const int64_t grain =
-      larger(smaller(chunk, ceil_div(share, kPanelTiles) * kPanelTiles), min_tiles);
-  parallel_for(tiles, grain, [&](int64_t begin, int64_t end) {
+  parallel_for(tiles, larger(smaller(chunk, share), min_tiles), [&](int64_t begin, int64_t end) {
     const int64_t panel_floats = smaller(chunk, end - begin) * tile_codes / sizeof(float);
     Scratch scratch(panel_floats);
     uint8_t* panel = reinterpret_cast<uint8_t*>(scratch.take(panel_floats));

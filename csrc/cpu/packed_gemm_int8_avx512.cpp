@@ -3,10 +3,10 @@
 // unsigned codes by four signed activations and adds them to 32 bits, at every width, 8 included.
 // Sums are the integers of packed_gemm_int8_avx2.cpp, scaled in the same order: results are equal.
 //
-// One row: one_row_avx512.h. Few rows: two tiles are decoded in registers and multiplied by up
-// to 8. Many rows, and groups that are no multiple of a block: a chunk of tiles is unpacked to
-// bytes in the L2 cache, [tile pair][quad][64 bytes], and multiplied 6 rows by 32 outputs, whose
-// integer and fp32 sums all stay in registers: stores of 64 bytes take two cycles.
+// Few rows: a tile is decoded in registers and multiplied by up to 8. Many rows, and groups that
+// are no multiple of a block: a chunk of tiles is unpacked to bytes in the L2 cache, [tile][quad]
+// [64 bytes], and multiplied 6 rows by 32 outputs, whose integer and fp32 sums all stay in
+// registers: stores of 64 bytes take two cycles.
 #if defined(__x86_64__)
 
 #include <cstring>
@@ -15,7 +15,6 @@
 #include "cpu/activations_avx2.h"
 #include "cpu/kernels.h"
 #include "cpu/layout.h"
-#include "cpu/one_row_avx512.h"
 #include "cpu/packed_gemm_avx512.h"
 #include "cpu/parallel.h"
 #include "cpu/scratch.h"
@@ -30,17 +29,15 @@ using avx2::Activations;
 using avx2::Segment;
 
 constexpr int kFewRows = 8;
-// Measured: two streams of short tiles are too much for the processor's own prefetching. Into the
-// L2 cache and a page ahead is best.
+// Measured: the processor's own prefetching does not keep up with more than one row, for which into
+// the L2 cache and a page ahead is best; one row is read up to a third slower with it.
 constexpr int64_t kPrefetchBytes = 4096;
-constexpr int kLineBytes = 64;
 constexpr int kManyRows = 6;
-constexpr int kPanelVectors = 2;
+constexpr int kPanelTiles = 2;
 // Measured: up to so many rows decoding again for every 8 of them is cheaper than a panel, because
 // it overlaps with the reading of memory.
 constexpr int64_t kPanelFromRows = 96;
 constexpr int64_t kPanelBytes = 256 * 1024;
-constexpr int kVectorBytes = kVectorTiles * kQuadBytes;
 // Activations are bytes at every width.
 constexpr int kByteBits = 4;
 constexpr int kXQuadBytes = avx2::kXQuadBytes<kByteBits>;
@@ -59,21 +56,22 @@ inline Sums add_dots(Sums sums, __m512i codes, const uint8_t* x) {
   return reinterpret_cast<Sums>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sums), codes, value));
 }
 
-// What a kernel reads for one block of rows and one or more vectors of outputs.
+// What a kernel reads for one block of rows and one or two tiles.
 struct Operands {
-  const uint8_t* codes;  // few rows: a tile; many rows: bytes, [vector][quad][64]
-  int64_t codes_stride;  // few rows: bytes to the other tile; many rows: to the next vector
-  avx2::TileAffine affine[kPanelVectors][kVectorTiles];
+  const uint8_t* codes;  // few rows: as in layout.h; many rows: bytes, [tile][quad][64]
+  int64_t codes_stride;  // many rows: bytes to the next tile
+  TileAffine affine[kPanelTiles];
   const uint8_t* x;
   const float* x_scales;
   const float* x_sums;
   const Segment* segments;
   int64_t segment_count;
+  int64_t blocks, group_blocks;  // few rows
 };
 
-// The end of a segment for some rows and two tiles: end_segment of activations_avx2.h.
+// The end of a segment for some rows and a tile: end_segment of activations_avx2.h.
 template <int kRows, int kStride>
-inline __attribute__((always_inline)) void end_segment(const avx2::TileAffine* tiles, int64_t group,
+inline __attribute__((always_inline)) void end_segment(const TileAffine& a, int64_t group,
                                                        const float* x_scales, const float* x_sums,
                                                        const Sums* products, __m512* out) {
   const auto each = [&](const auto& step) {
@@ -83,25 +81,21 @@ inline __attribute__((always_inline)) void end_segment(const avx2::TileAffine* t
           step(_mm512_cvtepi32_ps(reinterpret_cast<__m512i>(products[row * kStride])),
                _mm512_set1_ps(x_scales[row]), _mm512_set1_ps(x_sums[row]), out[row * kStride]);
   };
-  const AffineKind kind = tiles[0].kind;
-  const auto numbers = [&](int64_t part) {
-    const int64_t at = group * affine_bytes(kind) + part * kTileRows * 2;
-    return join(avx2::load_scales(tiles[0].data + at, tiles[0].type),
-                avx2::load_scales(tiles[1].data + at, tiles[1].type));
-  };
-  if (kind == AffineKind::kScale16) {
-    const __m512 scale = numbers(0);
+  const uint8_t* from = a.data + group * affine_bytes(a.kind);
+  if (a.kind == AffineKind::kScale16) {
+    const __m512 scale = load_scales(from, a.type);
     each([&](__m512 codes, __m512 x_scale, __m512 x_sum, __m512 before) {
       return _mm512_fmadd_ps(scale, _mm512_fmadd_ps(codes, x_scale, x_sum), before);
     });
-  } else if (kind == AffineKind::kScaleZero16) {
-    const __m512 scale = numbers(0), zero = numbers(1);
+  } else if (a.kind == AffineKind::kScaleZero16) {
+    const __m512 scale = load_scales(from, a.type);
+    const __m512 zero = load_scales(from + kTileRows * 2, a.type);
     each([&](__m512 codes, __m512 x_scale, __m512 x_sum, __m512 before) {
       const __m512 scaled = _mm512_mul_ps(codes, x_scale);
       return _mm512_fmadd_ps(scale, _mm512_fnmadd_ps(zero, x_sum, scaled), before);
     });
   } else {
-    const Grid grid = load_grid(tiles, group);
+    const Grid grid = load_tile_grid(a, group);
     each([&](__m512 codes, __m512 x_scale, __m512 x_sum, __m512 before) {
       const __m512 scaled = _mm512_mul_ps(codes, x_scale);
       return _mm512_fmadd_ps(x_sum, grid.minimum, _mm512_fmadd_ps(scaled, grid.scale, before));
@@ -109,77 +103,111 @@ inline __attribute__((always_inline)) void end_segment(const avx2::TileAffine* t
   }
 }
 
-// Two tiles, decoded in registers. Segments are whole blocks.
+// One row is bound by memory, and how well it is read depends on how far ahead the processor gets
+// in the instructions: few of them a block matter, not their cycles. So codes of one plane are
+// masked where they lie; those of one place in a byte have a chain of sums of their own, which is
+// shifted down at the end of a segment.
+template <int kBits, int kRows>
+constexpr bool kMaskedInPlace = kRows == 1 && (kBits == 2 || kBits == 4);
+// More than one chain hides dpbusd's latency.
+template <int kBits, int kRows>
+constexpr int kChains = kMaskedInPlace<kBits, kRows> ? 8 / kBits
+                        : kRows < 4                  ? 2
+                                                     : 1;
+
+template <int kBits>
+inline void mask_block(const uint8_t* block, __m512i* quads) {
+  constexpr int kPlaces = 8 / kBits;
+#pragma GCC unroll 8
+  for (int quad = 0; quad < kBlockQuads; ++quad)
+    quads[quad] = _mm512_and_si512(
+        _mm512_loadu_si512(block + quad / kPlaces * kQuadBytes),
+        _mm512_set1_epi8(static_cast<char>(max_code(kBits) << (kBits * (quad % kPlaces)))));
+}
+
+// One tile, decoded in registers. Segments are whole blocks; where they begin is computed, because
+// reading it would take more of the L1 cache than x does.
 template <int kBits, int kRows>
 void few_rows(const Operands& a, __m512* out) {
-  constexpr int kChains = kRows < 4 ? 2 : 1;  // hide dpbusd's latency
+  constexpr int kCount = kChains<kBits, kRows>;
 #pragma GCC unroll 8
   for (int row = 0; row < kRows; ++row) out[row] = _mm512_setzero_ps();
   const uint8_t* block = a.codes;
-  const uint8_t* tile_end = a.codes + a.codes_stride;
   const uint8_t* x = a.x;
-  for (int64_t segment = 0; segment < a.segment_count; ++segment) {
-    Sums sums[kRows][kChains] = {};
-    const uint8_t* end = block + a.segments[segment].quads / kBlockQuads * block_bytes(kBits);
-    for (; block != end; block += block_bytes(kBits), x += kBlockQuads * kRows * kXQuadBytes) {
-      const uint8_t* ahead = block + kPrefetchBytes;
-      if (ahead >= tile_end) ahead += a.codes_stride;  // the tiles after these
-      for (int line = 0; line < kBits * kQuadBytes; line += kLineBytes) {
-        _mm_prefetch(ahead + line, _MM_HINT_T1);
-        _mm_prefetch(ahead + a.codes_stride + line, _MM_HINT_T1);
-      }
-      __m512i quads[kBlockQuads];
-      decode_block<kBits>(block, a.codes_stride, quads);
+  const float* x_scales = a.x_scales;
+  const float* x_sums = a.x_sums;
+  int64_t left = a.blocks;
+  for (int64_t group = 0; left > 0; ++group) {
+    for (int64_t todo = smaller(a.group_blocks, left); todo > 0;) {
+      const int64_t count = smaller(todo, avx2::kSegmentCols / kBlockCols);
+      todo -= count;
+      left -= count;
+      Sums sums[kRows][kCount] = {};
+      for (const uint8_t* end = block + count * block_bytes(kBits); block != end;
+           block += block_bytes(kBits), x += kBlockQuads * kRows * kXQuadBytes) {
+        if constexpr (kRows > 1)
+          for (int64_t i = 0; i < block_bytes(kBits); i += kQuadBytes)
+            _mm_prefetch(block + kPrefetchBytes + i, _MM_HINT_T1);
+        __m512i quads[kBlockQuads];
+        if constexpr (kMaskedInPlace<kBits, kRows>)
+          mask_block<kBits>(block, quads);
+        else
+          decode_block<kBits>(block, quads);
 #pragma GCC unroll 8
-      for (int quad = 0; quad < kBlockQuads; ++quad) {
+        for (int quad = 0; quad < kBlockQuads; ++quad) {
 #pragma GCC unroll 8
-        for (int row = 0; row < kRows; ++row) {
-          const uint8_t* value = x + (quad * kRows + row) * kXQuadBytes;
-          sums[row][quad % kChains] = add_dots(sums[row][quad % kChains], quads[quad], value);
+          for (int row = 0; row < kRows; ++row) {
+            const uint8_t* value = x + (quad * kRows + row) * kXQuadBytes;
+            sums[row][quad % kCount] = add_dots(sums[row][quad % kCount], quads[quad], value);
+          }
         }
       }
-    }
-    Sums products[kRows];
+      Sums products[kRows];
 #pragma GCC unroll 8
-    for (int row = 0; row < kRows; ++row) {
-      products[row] = sums[row][0];
-      if constexpr (kChains > 1) products[row] += sums[row][1];
+      for (int row = 0; row < kRows; ++row) {
+        products[row] = sums[row][0];
+#pragma GCC unroll 4
+        for (int chain = 1; chain < kCount; ++chain)
+          products[row] +=
+              kMaskedInPlace<kBits, kRows> ? sums[row][chain] >> (kBits * chain) : sums[row][chain];
+      }
+      end_segment<kRows, 1>(a.affine[0], group, x_scales, x_sums, products, out);
+      x_scales += kRows;
+      x_sums += kRows;
     }
-    end_segment<kRows, 1>(a.affine[0], a.segments[segment].group, a.x_scales + segment * kRows,
-                          a.x_sums + segment * kRows, products, out);
   }
 }
 
 // Unpacked bytes: widths differ in nothing.
-template <int kRows, int kVectors>
-void many_rows(const Operands& a, __m512 (*y)[kVectors]) {
-  __m512 out[kRows][kVectors] = {};
+template <int kRows, int kTiles>
+void many_rows(const Operands& a, __m512 (*y)[kTiles]) {
+  __m512 out[kRows][kTiles] = {};
   for (int64_t segment = 0; segment < a.segment_count; ++segment) {
     const Segment& s = a.segments[segment];
-    const uint8_t* w = a.codes + s.code_quad * kVectorBytes;
+    const uint8_t* w = a.codes + s.code_quad * kQuadBytes;
     const uint8_t* x = a.x + s.x_quad * kRows * kXQuadBytes;
-    Sums sums[kRows][kVectors] = {};
-    for (int64_t quad = 0; quad < s.quads; ++quad, w += kVectorBytes, x += kRows * kXQuadBytes) {
-      __m512i codes[kVectors];
+    Sums sums[kRows][kTiles] = {};
+    for (int64_t quad = 0; quad < s.quads; ++quad, w += kQuadBytes, x += kRows * kXQuadBytes) {
+      __m512i codes[kTiles];
 #pragma GCC unroll 4
-      for (int vector = 0; vector < kVectors; ++vector)
-        codes[vector] = _mm512_load_si512(w + vector * a.codes_stride);
+      for (int tile = 0; tile < kTiles; ++tile)
+        codes[tile] = _mm512_load_si512(w + tile * a.codes_stride);
 #pragma GCC unroll 6
       for (int row = 0; row < kRows; ++row) {
 #pragma GCC unroll 4
-        for (int vector = 0; vector < kVectors; ++vector)
-          sums[row][vector] = add_dots(sums[row][vector], codes[vector], x + row * kXQuadBytes);
+        for (int tile = 0; tile < kTiles; ++tile)
+          sums[row][tile] = add_dots(sums[row][tile], codes[tile], x + row * kXQuadBytes);
       }
     }
 #pragma GCC unroll 4
-    for (int vector = 0; vector < kVectors; ++vector)
-      end_segment<kRows, kVectors>(a.affine[vector], s.group, a.x_scales + segment * kRows,
-                                   a.x_sums + segment * kRows, sums[0] + vector, out[0] + vector);
+    for (int tile = 0; tile < kTiles; ++tile)
+      end_segment<kRows, kTiles>(a.affine[tile], s.group, a.x_scales + segment * kRows,
+                                 a.x_sums + segment * kRows, sums[0] + tile, out[0] + tile);
   }
 #pragma GCC unroll 6
   for (int row = 0; row < kRows; ++row)
 #pragma GCC unroll 4
-    for (int vector = 0; vector < kVectors; ++vector) y[row][vector] = out[row][vector];
+    for (int tile = 0; tile < kTiles; ++tile) y[row][tile] = out[row][tile];
 }
 
 template <int kBits, int kRows>
@@ -189,26 +217,24 @@ void run_few(const PackedGemmArgs& a, const Operands& operands, int64_t row, int
   for (int i = 0; i < kRows; ++i) store_outputs(a, row + i, tile, out[i]);
 }
 
-template <int kRows, int kVectors>
+template <int kRows, int kTiles>
 void run_many(const PackedGemmArgs& a, const Operands& operands, int64_t row, int64_t tile) {
-  __m512 out[kRows][kVectors];
-  many_rows<kRows, kVectors>(operands, out);
+  __m512 out[kRows][kTiles];
+  many_rows<kRows, kTiles>(operands, out);
   for (int i = 0; i < kRows; ++i)
-    for (int j = 0; j < kVectors; ++j)
-      store_outputs(a, row + i, tile + j * kVectorTiles, out[i][j]);
+    for (int j = 0; j < kTiles; ++j) store_outputs(a, row + i, tile + j, out[i][j]);
 }
 
 using Kernel = void (*)(const PackedGemmArgs&, const Operands&, int64_t, int64_t);
-// From 2 rows: only a call of one row has a block of one.
 template <int kBits>
-constexpr Kernel kFewRowsKernels[kFewRows - 1] = {
-    run_few<kBits, 2>, run_few<kBits, 3>, run_few<kBits, 4>, run_few<kBits, 5>,
-    run_few<kBits, 6>, run_few<kBits, 7>, run_few<kBits, 8>};
-template <int kVectors>
-constexpr Kernel kPanelKernels[kManyRows] = {run_many<1, kVectors>, run_many<2, kVectors>,
-                                             run_many<3, kVectors>, run_many<4, kVectors>,
-                                             run_many<5, kVectors>, run_many<6, kVectors>};
-constexpr const Kernel* kByVectors[kPanelVectors] = {kPanelKernels<1>, kPanelKernels<2>};
+constexpr Kernel kFewRowsKernels[kFewRows] = {
+    run_few<kBits, 1>, run_few<kBits, 2>, run_few<kBits, 3>, run_few<kBits, 4>,
+    run_few<kBits, 5>, run_few<kBits, 6>, run_few<kBits, 7>, run_few<kBits, 8>};
+template <int kTiles>
+constexpr Kernel kPanelKernels[kManyRows] = {run_many<1, kTiles>, run_many<2, kTiles>,
+                                             run_many<3, kTiles>, run_many<4, kTiles>,
+                                             run_many<5, kTiles>, run_many<6, kTiles>};
+constexpr const Kernel* kByTiles[kPanelTiles] = {kPanelKernels<1>, kPanelKernels<2>};
 
 Operands operands_of(const PackedGemmArgs& a, const Activations& x, int64_t block, int64_t tile,
                      int64_t tiles, const uint8_t* codes, int64_t codes_stride) {
@@ -220,37 +246,21 @@ Operands operands_of(const PackedGemmArgs& a, const Activations& x, int64_t bloc
                     x.scales + first * x.segment_count,
                     x.sums + first * x.segment_count,
                     x.segments,
-                    x.segment_count};
-  for (int64_t i = 0; i < tiles; ++i)
-    operands.affine[i / kVectorTiles][i % kVectorTiles] =
-        avx2::tile_affine(a, smaller(tile + i, tile_count(a.n) - 1));
+                    x.segment_count,
+                    block_count(a.k),
+                    ceil_div(a.group_size, kBlockCols)};
+  for (int64_t i = 0; i < tiles; ++i) operands.affine[i] = avx2::tile_affine(a, tile + i);
   return operands;
 }
 
-// Bytes from a tile to its neighbour, 0 for a last one without.
+// Tiles [begin, end).
 template <int kBits>
-int64_t neighbour(const PackedGemmArgs& a, int64_t tile) {
-  return tile + 1 < tile_count(a.n) ? tile_bytes(a.k, kBits) : 0;
-}
-
-// Tiles [begin, end) for one row.
-template <int kBits>
-void multiply_row(const PackedGemmArgs& a, const Activations& x, int64_t begin, int64_t end) {
-  for (int64_t tile = begin; tile < end; ++tile)
-    avx2::store_outputs(
-        a, 0, tile,
-        one_row<kBits>(a, a.tiles + tile * tile_bytes(a.k, kBits), avx2::tile_affine(a, tile), x));
-}
-
-// Pairs of tiles [begin, end).
-template <int kBits>
-void multiply_pairs(const PackedGemmArgs& a, const Activations& x, int64_t begin, int64_t end) {
-  for (int64_t tile = begin * kVectorTiles; tile < end * kVectorTiles; tile += kVectorTiles) {
+void multiply_tiles(const PackedGemmArgs& a, const Activations& x, int64_t begin, int64_t end) {
+  for (int64_t tile = begin; tile < end; ++tile) {
     const uint8_t* codes = a.tiles + tile * tile_bytes(a.k, kBits);
     for (int64_t block = 0; block < x.rows.count; ++block)
-      kFewRowsKernels<kBits>[x.rows.rows(block) - 2](
-          a, operands_of(a, x, block, tile, kVectorTiles, codes, neighbour<kBits>(a, tile)),
-          x.rows.begin(block), tile);
+      kFewRowsKernels<kBits>[x.rows.rows(block) - 1](a, operands_of(a, x, block, tile, 1, codes, 0),
+                                                     x.rows.begin(block), tile);
   }
 }
 
@@ -258,26 +268,19 @@ void multiply_pairs(const PackedGemmArgs& a, const Activations& x, int64_t begin
 template <int kBits>
 void multiply_panel(const PackedGemmArgs& a, const Activations& x, int64_t begin, int64_t end,
                     uint8_t* panel) {
-  const int64_t blocks = block_count(a.k), stride = blocks * kBlockQuads * kVectorBytes;
-  for (int64_t pair = begin; pair < end; ++pair) {
-    const int64_t tile = pair * kVectorTiles;
-    const uint8_t* codes = a.tiles + tile * tile_bytes(a.k, kBits);
-    uint8_t* to = panel + (pair - begin) * stride;
-    for (int64_t block = 0; block < blocks; ++block) {
-      __m512i quads[kBlockQuads];
-      decode_block<kBits>(codes + block * block_bytes(kBits), neighbour<kBits>(a, tile), quads);
+  const int64_t blocks = block_count(a.k), stride = blocks * kBlockCodes;
+  for (int64_t i = 0; i < (end - begin) * blocks; ++i) {
+    __m512i quads[kBlockQuads];
+    decode_block<kBits>(a.tiles + (begin * blocks + i) * block_bytes(kBits), quads);
 #pragma GCC unroll 8
-      for (int quad = 0; quad < kBlockQuads; ++quad)
-        _mm512_store_si512(to + (block * kBlockQuads + quad) * kVectorBytes, quads[quad]);
-    }
+    for (int quad = 0; quad < kBlockQuads; ++quad)
+      _mm512_store_si512(panel + i * kBlockCodes + quad * kQuadBytes, quads[quad]);
   }
   for (int64_t block = 0; block < x.rows.count; ++block) {
-    for (int64_t pair = begin; pair < end; pair += kPanelVectors) {
-      const int64_t vectors = smaller(kPanelVectors, end - pair), tile = pair * kVectorTiles;
-      kByVectors[vectors - 1][x.rows.rows(block) - 1](
-          a,
-          operands_of(a, x, block, tile, vectors * kVectorTiles, panel + (pair - begin) * stride,
-                      stride),
+    for (int64_t tile = begin; tile < end; tile += kPanelTiles) {
+      const int64_t tiles = smaller(kPanelTiles, end - tile);
+      kByTiles[tiles - 1][x.rows.rows(block) - 1](
+          a, operands_of(a, x, block, tile, tiles, panel + (tile - begin) * stride, stride),
           x.rows.begin(block), tile);
     }
   }
@@ -290,30 +293,25 @@ void multiply(const PackedGemmArgs& a, const Segment* segments, int64_t segment_
                                                         segment_count);
   const Activations& x = quantized.get();
 
-  const int64_t pairs = ceil_div(tile_count(a.n), kVectorTiles);
-  const int64_t min_pairs = ceil_div(kMinTaskMacs, larger(a.m * kVectorRows * a.k, 1));
-  if (few && a.m == 1) {
-    parallel_for(tile_count(a.n), larger(min_pairs, 4) * kVectorTiles,
-                 [&](int64_t begin, int64_t end) { multiply_row<kBits>(a, x, begin, end); });
-    return;
-  }
+  const int64_t tiles = tile_count(a.n);
+  const int64_t min_tiles = ceil_div(kMinTaskMacs, larger(a.m * kTileRows * a.k, 1));
   if (few) {
-    parallel_for(pairs, larger(min_pairs, 4),
-                 [&](int64_t begin, int64_t end) { multiply_pairs<kBits>(a, x, begin, end); });
+    parallel_for(tiles, larger(min_tiles, 4),
+                 [&](int64_t begin, int64_t end) { multiply_tiles<kBits>(a, x, begin, end); });
     return;
   }
-  const int64_t pair_bytes = larger(block_count(a.k) * kBlockQuads * kVectorBytes, 1);
-  const int64_t chunk = larger(kPanelBytes / pair_bytes / kPanelVectors, 1) * kPanelVectors;
+  const int64_t tile_codes = larger(block_count(a.k) * kBlockCodes, 1);
+  const int64_t chunk = larger(kPanelBytes / tile_codes / kPanelTiles, 1) * kPanelTiles;
   // Several tasks per thread even out their ends.
-  const int64_t share = ceil_div(pairs, int64_t{4} * max_threads());
+  const int64_t share = ceil_div(tiles, int64_t{4} * max_threads());
   const int64_t grain =
-      larger(smaller(chunk, ceil_div(share, kPanelVectors) * kPanelVectors), min_pairs);
-  parallel_for(pairs, grain, [&](int64_t begin, int64_t end) {
-    const int64_t panel_floats = smaller(chunk, end - begin) * pair_bytes / sizeof(float);
+      larger(smaller(chunk, ceil_div(share, kPanelTiles) * kPanelTiles), min_tiles);
+  parallel_for(tiles, grain, [&](int64_t begin, int64_t end) {
+    const int64_t panel_floats = smaller(chunk, end - begin) * tile_codes / sizeof(float);
     Scratch scratch(panel_floats);
     uint8_t* panel = reinterpret_cast<uint8_t*>(scratch.take(panel_floats));
-    for (int64_t pair = begin; pair < end; pair += chunk)
-      multiply_panel<kBits>(a, x, pair, smaller(pair + chunk, end), panel);
+    for (int64_t tile = begin; tile < end; tile += chunk)
+      multiply_panel<kBits>(a, x, tile, smaller(tile + chunk, end), panel);
   });
 }
 

@@ -53,7 +53,7 @@ QuantizedRows quantize_rows(const PackedGemmArgs& a, int64_t groups) {
 
 constexpr int kAffineFloats = 2 * kTileRows;  // scales and minima of one tile and group
 
-// The affine of a tile as fp32 scales and minima, [group][scale, minimum][8].
+// The affine of a tile as fp32 scales and minima, [group][scale, minimum][16].
 void widen_affine(const PackedGemmArgs& a, int64_t tile, float* affine) {
   const int64_t groups = group_count(a.k, a.group_size), bytes = affine_bytes(a.affine_kind);
   if (a.affine_kind == AffineKind::kScaleMin32) {
@@ -75,7 +75,7 @@ void widen_affine(const PackedGemmArgs& a, int64_t tile, float* affine) {
   }
 }
 
-// sum_k x * (code * scale + minimum) of one activation row and the 8 rows of a tile.
+// sum_k x * (code * scale + minimum) of one activation row and the rows of a tile.
 void exact_row(const PackedGemmArgs& a, const float* x, const uint8_t* codes, const float* affine,
                float* sums) {
   for (int64_t begin = 0; begin < a.k; begin += kChainCols) {

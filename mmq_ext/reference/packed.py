@@ -41,18 +41,18 @@ def unpack(words: Tensor, bits: int, cols: int) -> Tensor:
 def repack(qweight: Tensor, bits: int, k: int) -> Tensor:
     """Canonical stream to the layout of csrc/cpu/layout.h, spelled out bit by bit.
 
-    Byte i of a 32-byte vector belongs to row i // 4 of the tile and column i % 4 of a quad. A
+    Byte i of a 64-byte vector belongs to row i // 4 of the tile and column i % 4 of a quad. A
     plane of width p keeps bits [low, low + p) of quad j in vector j // (8 // p), at bit
     p * (j % (8 // p)).
     """
     n = qweight.shape[0]
     codes = unpack(qweight, bits, k)
-    codes = torch.nn.functional.pad(codes, (0, -k % 32, 0, -n % 8))
-    tiles, blocks = codes.shape[0] // 8, codes.shape[1] // 32
+    codes = torch.nn.functional.pad(codes, (0, -k % 32, 0, -n % 16))
+    tiles, blocks = codes.shape[0] // 16, codes.shape[1] // 32
     # [tile, row, block, quad, column] -> [tile, block, quad, byte of the vector, bit of the code]
-    quads = codes.view(tiles, 8, blocks, 8, 4).permute(0, 2, 3, 1, 4).reshape(tiles, blocks, 8, 32)
+    quads = codes.view(tiles, 16, blocks, 8, 4).permute(0, 2, 3, 1, 4).reshape(tiles, blocks, 8, 64)
     code_bits = _bits_of(quads, bits)
-    vectors = torch.zeros(tiles, blocks, bits, 32, 8, dtype=torch.bool)
+    vectors = torch.zeros(tiles, blocks, bits, 64, 8, dtype=torch.bool)
     low = 0
     for width in (8, 4, 2, 1):
         if bits & width:

@@ -126,14 +126,27 @@ def paired_inputs(
     return {group: (hessians[group].stats(), crosses[group].finish()) for group in groups}
 
 
-def gptaq_matrix(asymmetry: Tensor, u: Tensor, alpha: float) -> Tensor:
-    """P [k, k], strictly upper triangular: alpha triu(D U^T, 1) U, columns in walking order."""
-    return alpha * (torch.triu(asymmetry @ u.T, 1) @ u)
+def gptaq_matrix(asymmetry: Tensor, r: Tensor, alpha: float) -> Tensor:
+    """P [k, k], strictly upper triangular: alpha triu(D U^T, 1) U, columns in walking order.
+
+    U = R^-1, and only the upper triangle of ``r`` is read.
+    """
+    return alpha * _times_u(torch.triu(_times_u_transposed(asymmetry, r), 1), r)
 
 
-def retargeted(w: Tensor, asymmetry: Tensor, u: Tensor, alpha: float) -> Tensor:
-    """W + alpha W D H^-1 with H^-1 = U^T U, [n, k]."""
-    return w + alpha * ((w @ asymmetry) @ u.T) @ u
+def retargeted(w: Tensor, asymmetry: Tensor, r: Tensor, alpha: float) -> Tensor:
+    """W + alpha W D H^-1 with H = R R^T, [n, k]; only the upper triangle of ``r`` is read."""
+    return w + alpha * _times_u(_times_u_transposed(w @ asymmetry, r), r)
+
+
+def _times_u(x: Tensor, r: Tensor) -> Tensor:
+    found: Tensor = torch.linalg.solve_triangular(r, x, upper=True, left=False)
+    return found
+
+
+def _times_u_transposed(x: Tensor, r: Tensor) -> Tensor:
+    found: Tensor = torch.linalg.solve_triangular(r.T, x, upper=False, left=False)
+    return found
 
 
 def gptaq_block(

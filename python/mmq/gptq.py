@@ -3,6 +3,11 @@
 
 Frantar et al., arXiv 2210.17323, algorithm 1, with its symbols: W [n, k], H = 2 E[x x^T], U upper
 triangular with H^-1 = U^T U, e_i = (w_i - w_hat_i) / U_ii, W[:, i..] -= e_i U[i, i..].
+
+Between blocks R = U^-1 serves instead, H = R R^T, which is a Cholesky factor that nobody inverts.
+With D the target minus W_hat, E = D R; so a block B of columns behind others (<) has the weights
+W_B - E_< U_<B = W_B + D_< (R_<B U_BB), in which only U_BB = R_BB^-1 is an inverse. The recursion
+inside takes E_B U_BB off them, and what is left is W_hat.
 """
 
 from __future__ import annotations
@@ -31,51 +36,58 @@ LOGGER: Final = logging.getLogger(__name__)
 MANY_DEAD: Final = 0.01  # Share of dead columns above which the report warns.
 LARGEST_DAMP: Final = 1.0
 FIRST_DAMP: Final = 0.01  # The step after an undamped attempt.
-# From here on the condition number of U, at most sqrt(k / damp), lets its rounded errors add up to
+# From here on the condition number of R, at most sqrt(k / damp), lets its rounded errors add up to
 # the output error within 1e-3 (the largest seen was 4e-4).
 EXACT_DAMP: Final = 0.001
-INVERSE_BLOCK: Final = 256  # Rows that are inverted at once: large enough for BLAS's full rate.
+GATHER_ROWS: Final = 256  # Rows of H that are permuted at once, in cache.
+FACTOR_BLOCK: Final = 256  # Columns of a step of the factorization: enough for BLAS's rate.
 
 
 @dataclass(frozen=True, eq=False)
 class Factor:
-    """U [k, k] float32, upper triangular with positive diagonal, (H + damp * mean I)^-1 = U^T U."""
+    """R [k, k] float32 of :func:`upper_factor`: R R^T = H + damp * mean I."""
 
-    u: Tensor
+    r: Tensor
     damp: float
     dtype: torch.dtype
 
 
-def upper_factor(h: Tensor) -> Tensor | None:
-    """U upper triangular with h^-1 = U^T U, in the dtype of ``h`` [k, k]; None if it fails.
+def upper_factor(h: Tensor) -> bool:
+    """Replaces the upper triangle of ``h`` [k, k] by R, with h = R R^T; whether that succeeds.
 
-    With J the reversal of rows or columns, J h J = L L^T gives h = R R^T for the upper triangular
-    R = J L J, and U = R^-1 = J L^-1 J: one Cholesky and one triangular inverse, without h^-1.
+    R is upper triangular with a positive diagonal. Then h^-1 = U^T U for U = R^-1, the factor of
+    algorithm 1. Below the diagonal ``h`` stays, so that its upper triangle can be had again.
+
+    A Cholesky factorization from the last block of columns to the first: the block takes the
+    products of the columns behind it, a corner is factorized (with the indices reversed, as
+    J h J = L L^T), and the inverse of the corner's factor turns the rows above into those of R.
     """
-    lower, info = torch.linalg.cholesky_ex(h.flip(0, 1))
-    if int(info) != 0 or not all_finite(lower.diagonal()):
-        return None
-    invert_lower_(lower)
-    u = lower.flip(0, 1)
-    return u if all_finite(u) else None
+    k = h.shape[0]
+    good = torch.ones((), dtype=torch.bool, device=h.device)
+    for a, b in reversed(list(blocks(k, FACTOR_BLOCK, None))):
+        behind = h[a:b, b:]
+        corner = h[a:b, a:b] - behind @ behind.T
+        lower, info = torch.linalg.cholesky_ex(corner.flip(0, 1))
+        r = lower.flip(0, 1)
+        good &= (info == 0) & (r.diagonal() > 0).all()
+        above = torch.addmm(h[:a, a:b], h[:a, b:], behind.T, alpha=-1)
+        torch.mm(above, inverse(r).T, out=h[:a, a:b])
+        h[a:b, a:b] = r.triu_() + h[a:b, a:b].tril(-1)
+    return bool(good) and all_finite(h)
 
 
-def invert_lower_(lower: Tensor) -> None:
-    """Replaces ``lower`` [k, k], lower triangular and zero above, by its inverse.
-
-    By block rows: X_i = -L_ii^-1 (L_i,<i X_<i), a block column of X at a time from its diagonal
-    down. That is k^3 / 6 multiply-adds, where a solve for the identity makes k^3 / 2 of them.
-    """
-    k = lower.shape[0]
-    for a in range(0, k, INVERSE_BLOCK):
-        b = min(a + INVERSE_BLOCK, k)
-        identity = torch.eye(b - a, dtype=lower.dtype, device=lower.device)
-        inverse = torch.linalg.solve_triangular(lower[a:b, a:b], identity, upper=False)
-        row = lower[a:b, :a].clone()
-        for c in range(0, a, INVERSE_BLOCK):
-            d = c + INVERSE_BLOCK
-            lower[a:b, c:d] = -(inverse @ (row[:, c:] @ lower[c:a, c:d]))
-        lower[a:b, a:b] = inverse
+def inverse(r: Tensor) -> Tensor:
+    """R^-1 for the upper triangle of ``r`` [c, c], by halves: c^3 / 3 multiply-adds in products."""
+    c = r.shape[0]
+    if c <= FACTOR_BLOCK:
+        identity = torch.eye(c, dtype=r.dtype, device=r.device)
+        return torch.linalg.solve_triangular(r, identity, upper=True)  # type: ignore[no-any-return]
+    half = c // 2
+    found = torch.zeros_like(r)
+    upper, lower = inverse(r[:half, :half]), inverse(r[half:, half:])
+    found[:half, :half], found[half:, half:] = upper, lower
+    torch.mm(upper @ r[:half, half:], lower, out=found[:half, half:]).neg_()
+    return found
 
 
 def damps(first: float) -> list[float]:
@@ -89,18 +101,20 @@ def damps(first: float) -> list[float]:
 def damped_factor(h: Tensor, damp: float, mean: float) -> Factor | None:
     """The factor of h + delta * mean * I with the least delta that works, fp32 first, then fp64.
 
-    ``h`` float32 [k, k] is changed on its diagonal. None if nothing works.
+    ``h`` float32 [k, k] is overwritten. None if nothing works.
     """
     diagonal = h.diagonal().clone()
     for dtype in (torch.float32, torch.float64):
         for delta in damps(damp):
             attempt = h.to(dtype)  # No copy in fp32.
             attempt.diagonal().copy_(diagonal.to(dtype) + delta * mean)
-            u = upper_factor(attempt)
-            if u is not None and bool((u.diagonal() > 0).all()):
-                u = u.float()
-                if dtype == torch.float32 or (all_finite(u) and bool((u.diagonal() > 0).all())):
-                    return Factor(u, delta, dtype)
+            if upper_factor(attempt):
+                r = attempt.float()
+                if dtype == torch.float32 or (all_finite(r) and bool((r.diagonal() > 0).all())):
+                    return Factor(r, delta, dtype)
+            if dtype == torch.float32:
+                lower = h.tril(-1)
+                h.copy_(lower + lower.T)
     return None
 
 
@@ -126,6 +140,14 @@ def column_order(order: Order, diagonal: Tensor, group_size: int) -> Tensor:
             for g in torch.argsort(largest, descending=True, stable=True).tolist()
         ]
     )
+
+
+def permuted(h: Tensor, perm: Tensor) -> Tensor:
+    """A float32 copy of ``h`` [k, k] with rows and columns in the order ``perm``."""
+    found = torch.empty_like(h, dtype=torch.float32)
+    for a, b in blocks(h.shape[0], GATHER_ROWS, None):
+        found[a:b] = h[perm[a:b]].index_select(1, perm)
+    return found
 
 
 def blocks(k: int, block: int, group_size: int | None) -> Iterator[tuple[int, int]]:
@@ -154,10 +176,10 @@ class Walk:
 
 def walk(
     w: Tensor,
-    u: Tensor,
+    r: Tensor,
     spec: QuantSpec,
     block: int,
-    live: Tensor,
+    live: Tensor | None,
     *,
     static: tuple[Grid, Tensor] | None = None,
     importance: Tensor | None = None,
@@ -166,11 +188,12 @@ def walk(
 ) -> Walk | None:
     """Algorithm 1 over all columns of ``w`` float32 [n, k], which is overwritten.
 
-    ``static`` holds the parameters of all groups and the group of each column, int32 [k]. None
-    takes each group's from the compensated weights at its first column, the columns standing in
-    their original order; ``importance`` [k] then weights the clip search. ``live`` [k] float32 is
-    1 for columns that count in the loss, else 0. ``p`` [k, k] is that of
-    :func:`mmq.correction.gptaq_matrix`, None without it. Returns None if a number overflows.
+    ``r`` [k, k]: R in its upper triangle. ``static`` holds the parameters of all groups and the
+    group of each column, int32 [k]. None takes each group's from the compensated weights at its
+    first column, the columns standing in their original order; ``importance`` [k] then weights the
+    clip search. ``live`` [k] float32 is 1 for columns that count in the loss, else 0; None is all
+    1. ``p`` [k, k] is that of :func:`mmq.correction.gptaq_matrix`, None without it. Returns None if
+    a number overflows.
     """
     n, k = w.shape
     kernel_grid = None if static is None else static[0].rows(n)
@@ -178,38 +201,56 @@ def walk(
     squared_errors = 0.0
     group_size = spec.row_group_size(k)
     dynamic: list[Grid] = []
-    for a, b in blocks(k, block, group_size if static is None else None):
-        if static is not None and kernel_grid is not None:
-            grid, group_of = kernel_grid, static[1][a:b]
+    # A span is a block, or as many whole groups where their parameters are found on the way. Of a
+    # matrix of many rows it is all columns: to invert R is less work there than to find D.
+    span = block if static is not None else group_size * max(block // group_size, 1)
+    if k * k <= 3 * n * block:
+        span = k
+    for first, last in blocks(k, span, None):
+        # Behind the span w holds D, in it and ahead the target.
+        u = inverse(r[first:last, first:last])
+        target, from_d = w[:, first:last], r[:first, first:last] @ u
+        if last < k:
+            rest = torch.addmm(target, w[:, :first], from_d)
+            target -= rest
         else:
-            if a % group_size == 0:
-                group = w[:, a : a + group_size]
-                if not all_finite(group):
-                    return None
-                part = None if importance is None else importance[a : a + group_size]
-                dynamic.append(find_grid(group, spec, part, name=name))
-            grid, group_of = dynamic[-1], w.new_zeros(b - a, dtype=torch.int32)
-        block_w, block_u = w[:, a:b].contiguous(), u[a:b, a:b].contiguous()
-        if p is None:
-            codes[:, a:b], e = ops.gptq_block(
-                block_w,
-                block_u,
-                grid.scales,
-                grid.zeros,
-                group_of,
-                spec.bits,
-                grid.float_zero,
-                grid.min_code,
-            )
-        else:
-            codes[:, a:b], e, values = gptaq_block(
-                block_w, block_u, p[a:b, a:b], grid.rows(n), group_of
-            )
-            w[:, b:].addmm_(values, p[a:b, b:])
-        squared_errors += squares(e * live[a:b])
-        if not math.isfinite(squared_errors):
-            return None
-        w[:, b:].addmm_(e, u[a:b, b:], alpha=-1)
+            rest = target.addmm_(w[:, :first], from_d)
+        for a, b in blocks(last - first, block, group_size if static is None else None):
+            here = slice(first + a, first + b)
+            if static is not None and kernel_grid is not None:
+                grid, group_of = kernel_grid, static[1][here]
+            else:
+                if a % group_size == 0:
+                    group, at = rest[:, a : a + group_size], first + a
+                    if not all_finite(group):
+                        return None
+                    part = None if importance is None else importance[at : at + group_size]
+                    dynamic.append(find_grid(group, spec, part, name=name))
+                grid, group_of = dynamic[-1], w.new_zeros(b - a, dtype=torch.int32)
+            block_w, block_u = rest[:, a:b].contiguous(), u[a:b, a:b].contiguous()
+            if p is None:
+                codes[:, here], e = ops.gptq_block(
+                    block_w,
+                    block_u,
+                    grid.scales,
+                    grid.zeros,
+                    group_of,
+                    spec.bits,
+                    grid.float_zero,
+                    grid.min_code,
+                )
+            else:
+                codes[:, here], e, values = gptaq_block(
+                    block_w, block_u, p[here, here], grid.rows(n), group_of
+                )
+                rest[:, b:].addmm_(values, p[here, here.stop : last])
+                w[:, last:].addmm_(values, p[here, last:])
+            rest[:, b:].addmm_(e, u[a:b, b:], alpha=-1)
+            if last < k:
+                target[:, a:].addmm_(e, u[a:b, a:])
+            squared_errors += squares(e if live is None else e * live[here])
+            if not math.isfinite(squared_errors):
+                return None
     if static is not None:
         return Walk(codes, static[0], squared_errors)
     scales = torch.cat([grid.scales for grid in dynamic], dim=1)
@@ -273,7 +314,7 @@ def gptq(
 
     # Step 3. Order; the dead columns come last, their diagonal being 0.
     perm = column_order(order, diagonal, spec.row_group_size(k))
-    h = hessian[perm[:, None], perm].float()
+    h = permuted(hessian, perm)
     h.diagonal()[dead[perm]] = 1.0
 
     # Steps 4 and 5. The mean is over live columns, so that it keeps the inputs' units.
@@ -288,19 +329,19 @@ def gptq(
         if asymmetry is None or options.correction == "none":
             ridge = factor.damp * mean if factor.damp >= EXACT_DAMP else None
         else:
-            d = asymmetry.float()[perm[:, None], perm]
+            d = permuted(asymmetry, perm)
             notes += (f"{options.correction}, alpha {options.alpha:g}",)
             if options.correction == "gptaq":
-                p = gptaq_matrix(d, factor.u, options.alpha)
+                p = gptaq_matrix(d, factor.r, options.alpha)
             else:
-                w = w.index_copy(1, perm, retargeted(w[:, perm], d, factor.u, options.alpha))
+                w = w.index_copy(1, perm, retargeted(w[:, perm], d, factor.r, options.alpha))
         # Steps 6 and 7.
         columns = w.gather(1, perm.expand_as(w))  # A copy, which the walk overwrites.
-        live = (~dead[perm]).float()
+        live = (~dead[perm]).float() if bool(dead.any()) else None
         static = _group_parameters(w, spec, order, perm, importance, name) if is_static else None
         result = walk(
             columns,
-            factor.u,
+            factor.r,
             spec,
             options.block,
             live,

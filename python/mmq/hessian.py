@@ -73,13 +73,16 @@ class Hessian:
             lam = self._checked_weights(weights, x.shape[:-1])
             kept = lam > 0
             rows, lam = rows[kept], lam[kept]
-        if not all_finite(rows):
+        abs_sum = torch.zeros_like(self._abs_sum)
+        for block in torch.split(rows, ABS_TOKENS):
+            abs_sum += block.abs().sum(dim=0)
+        # What is not finite shows in its column's sum; a sum can also overflow.
+        if not all_finite(abs_sum) and not all_finite(rows):
             raise MmqError(f"{self.name}: expected finite inputs, got NaN or infinity")
         if rows.shape[0] == 0:
             return
         self.tokens += rows.shape[0]
-        for block in torch.split(rows, ABS_TOKENS):
-            self._abs_sum += block.abs().sum(dim=0)
+        self._abs_sum += abs_sum
         if weights is None:
             self._weight_sum += rows.shape[0]
         else:
