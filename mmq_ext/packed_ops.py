@@ -316,8 +316,8 @@ def packed_gemm(
       bias: [n] or None.
       perm: int32 [k] or None; packed position j reads in-feature perm[j].
       in_scale: [k] or None; divides x before the permutation.
-      mode: "exact" (activations as they are, sums in fp32) or "int8" (activations quantized per row and group; on the
-        CPU only).
+      mode: "exact" (activations as they are, sums in fp32) or "int8" (activations quantized per
+        row and group; on the CPU only).
 
     Returns [m, n]. Raises ValueError for any dtype or shape that does not fit, and on CUDA for
     groups that its kernel does not have, with what to do instead.

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // packed_gemm with bfloat16 activations on AVX512-BF16: vdpbf16ps multiplies pairs of bfloat16
 // numbers and adds the products to fp32 sums, at twice the rate of fp32 multiply-adds. The frame is
-// dense_panel_avx2.h: 12 rows by 32 outputs = 24 sums.
+// dense_panel_avx2.h: 7 rows by 32 outputs, whose 14 sums and 14 totals both stay in registers.
 //
-//   panel  [pair of columns][outputs][2]   codes less the integer zero (codes alone with minima):
-//                                          at most 255, so exact in bfloat16
-//          scales, minima [segment][outputs]   fp32, behind it
-//   x      [panel][row][pair]             as it is, padded with zeros to whole pairs
+//   panel  [pair of columns][outputs][2]          codes less the integer zero (codes alone where
+//                                                 there are minima): at most 255, exact in bfloat16
+//          scales, minima [segment][outputs]      fp32, behind it
+//   x      [panel][row block][pair][kRowSlots][2] zeros where there is no row or column
 //
 // A segment is what a panel has of one group, at most kChainCols columns. A segment's sum has no
-// scale yet; sums += scale * segment's sum, and at the end of a group minimum * sum of x.
+// scale yet; totals += scale * segment's sum, and at the end of a group minimum * sum of x.
 //
 // Rounding. The product of two bfloat16 numbers has 16 bits: exact. vdpbf16ps adds the two products
 // one after the other (observed: the odd column first, on Zen 4), so a segment's sum is a chain of
@@ -34,7 +34,6 @@ MMQ_AVX512BF16_BEGIN
 namespace mmq::cpu::avx512bf16 {
 namespace {
 
-using avx2::larger;
 using avx2::PanelOperands;
 using avx2::PanelRows;
 using avx2::RowBlocks;
