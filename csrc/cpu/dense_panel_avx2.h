@@ -31,9 +31,7 @@ namespace {
 
 // A panel takes half of an L1 cache of 32 KB: so many numbers of 32 bits.
 constexpr int64_t kPanelFloats = 4096;
-// Outputs of a task. Measured: more of them share the activations of many rows in L2, fewer keep
-// the sums of few rows in L1 (Zen 4, 4096x4096).
-constexpr int64_t kChunkTiles = 4;
+// Outputs of a task of few rows, whose sums so stay in L1 (measured: Zen 4, 4096x4096).
 constexpr int64_t kFewChunkTiles = 2;
 constexpr int64_t kFewChunkRows = 128;
 
@@ -153,9 +151,9 @@ inline void prefetch_columns(const PackedGemmArgs& a, int64_t tile, int64_t last
 }
 
 // Row blocks [begin, end) times strips [first, last). Panel has kRows (of a block), kTiles (of a
-// strip), kDepth (columns), kChunkRows (of a task), kBlockFloats (x of a row block and panel),
-// kScaleFloats (behind a panel), multiply(rows, operands), decode<kBits>(arguments, tile, columns
-// [begin, end), panel) and store(arguments, row, tile, a strip's sums).
+// strip), kDepth (columns), kChunkRows and kChunkTiles (of a task), kBlockFloats (x of a row block
+// and panel), kScaleFloats (behind a panel), multiply(rows, operands), decode<kBits>(arguments,
+// tile, columns [begin, end), panel) and store(arguments, row, tile, a strip's sums).
 template <class Panel, int kBits>
 void multiply_chunk(const PackedGemmArgs& a, const RowBlocks& rows, const PanelRows& x,
                     int64_t begin, int64_t end, int64_t first, int64_t last) {
@@ -195,7 +193,7 @@ void multiply_packed_rows(const PackedGemmArgs& a, const RowBlocks& rows, const 
   const int64_t row_chunks = ceil_div(a.m, Panel::kChunkRows);
   // Several tasks per thread even out their ends.
   const int64_t share = ceil_div(strips * row_chunks, int64_t{4} * max_threads());
-  const int64_t most_tiles = a.m > kFewChunkRows ? kChunkTiles : kFewChunkTiles;
+  const int64_t most_tiles = a.m > kFewChunkRows ? Panel::kChunkTiles : kFewChunkTiles;
   const int64_t chunk_strips = larger(1, smaller(share, most_tiles / Panel::kTiles));
   const int64_t strip_chunks = ceil_div(strips, chunk_strips);
   const int64_t task_macs = a.m / row_chunks * chunk_strips * Panel::kTiles * kTileRows * a.k;
@@ -220,6 +218,8 @@ struct FloatPanel {
   static constexpr int64_t kBlockFloats = kRows * kDepth, kScaleFloats = 0;
   // Measured: of 289 rows each takes 5 % (AVX-512) to 14 % (AVX2) less time than of 512.
   static constexpr int64_t kChunkRows = 320;
+  // Measured: so many outputs share the activations of many rows in L2 (Zen 4, 4096x4096).
+  static constexpr int64_t kChunkTiles = 4;
 
   static void multiply(int64_t rows, const PanelOperands& operands) {
     Kernel::multiply(rows, operands);

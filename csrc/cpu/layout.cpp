@@ -153,7 +153,8 @@ void repack(const uint32_t* words, int64_t n, int64_t k, int bits, uint8_t* tile
     for (int64_t tile = begin; tile < end; ++tile) {
       uint8_t* to = tiles + tile * tile_bytes(k, bits);
       const int64_t first = tile * kTileRows;
-      if (first + kTileRows > n) std::memset(to, 0, static_cast<size_t>(tile_bytes(k, bits)));
+      if (first + kTileRows > n && k > 0)
+        std::memset(to, 0, static_cast<size_t>(tile_bytes(k, bits)));
       for (int64_t row = first; row < std::min(first + kTileRows, n); ++row)
         to_tile(words + row * row_words(k, bits), k, to + (row - first) * kQuadCols);
     }
