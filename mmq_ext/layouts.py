@@ -67,9 +67,11 @@ def cpu_affine(scales: Tensor, zeros: Tensor | None, bits: int, float_zero: bool
     :func:`affine_floats` numbers, half of them without zeros. Rows beyond n are zero.
     """
     n, groups = scales.shape
-    parts = torch.stack(_affine_parts(scales, zeros, bits, float_zero), dim=1)
-    parts = pad(parts, (0, 0, 0, 0, 0, -n % TILE_ROWS))
-    return parts.view(-1, TILE_ROWS, parts.shape[1], groups).permute(0, 3, 2, 1).reshape(-1)
+    tiles = [
+        pad(part, (0, 0, 0, -n % TILE_ROWS)).view(-1, TILE_ROWS, groups)
+        for part in _affine_parts(scales, zeros, bits, float_zero)
+    ]
+    return torch.cat(tiles, dim=1).transpose(1, 2).reshape(-1)
 
 
 def cpu_unaffine(affine: Tensor, n: int, groups: int) -> tuple[Tensor, Tensor | None]:

@@ -138,6 +138,25 @@ def test_bad_inputs_are_refused_by_name(x, weights, message):
     assert hessian.tokens == 0
 
 
+def test_a_sum_that_overflows_is_no_bad_input():
+    """The sum of |x| tells what is not finite, and alone it can be wrong about that."""
+    hessian = Hessian(2, name="fc1")
+    hessian.add(torch.full((2, 2), 3e38))
+    assert hessian.tokens == 2
+    with pytest.raises(MmqError, match="fc1: expected finite inputs"):
+        hessian.add(torch.tensor([[1.0, float("-inf")]]))
+    assert hessian.tokens == 2
+
+
+def test_refused_inputs_leave_the_sums_as_they_were():
+    hessian = Hessian(2)
+    hessian.add(torch.ones(3, 2))
+    with pytest.raises(MmqError, match="expected finite inputs"):
+        hessian.add(torch.tensor([[float("nan"), 5.0]]))
+    assert hessian.mean_abs().tolist() == [1.0, 1.0]
+    assert torch.equal(hessian.finish(), torch.full((2, 2), 2.0))
+
+
 def test_overflow_is_refused():
     with pytest.raises(MmqError, match="squares fit fp32"):
         stats_of(torch.full((1, 4), 1e30))

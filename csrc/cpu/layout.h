@@ -62,17 +62,16 @@ constexpr int64_t affine_bytes(AffineKind kind) {
                                             : kTileRows * 8;
 }
 
-// Calls visit(width, low_bit, offset_vectors) for every plane of a block, in memory order. low_bit
-// is the position of the plane's lowest bit in a code.
-template <class Visit>
-constexpr void for_each_plane(int bits, Visit visit) {
-  int low_bit = 0, offset_vectors = 0;
-  for (int width = 8; width > 0; width /= 2) {
-    if (!(bits & width)) continue;
-    visit(width, low_bit, offset_vectors);
-    low_bit += width;
-    offset_vectors += width;
+// Calls visit(width, low_bit) for every plane of a block, in memory order. low_bit is the position
+// of the plane's lowest bit in a code, and its first vector, for a plane has as many vectors as
+// bits. Recursion, so that a compiler that knows `bits` knows all of it.
+template <int kWidth = 8, class Visit>
+constexpr void for_each_plane(int bits, Visit visit, int low_bit = 0) {
+  if (bits & kWidth) {
+    visit(kWidth, low_bit);
+    low_bit += kWidth;
   }
+  if constexpr (kWidth > 1) for_each_plane<kWidth / 2>(bits, visit, low_bit);
 }
 
 // One block to bytes, codes[quad][row][4].

@@ -292,10 +292,10 @@ def _load_packed(folder: Path, data: Mapping[str, Any], dtype: torch.dtype | Non
         tensors = header(path)
         _untie_packed(config, layouts)
         _check_tensors(_skeleton(cls, config, layouts), layouts, tensors, path)
-    kind = getattr(config, "dtype", None) if dtype is None else dtype
-    if not isinstance(kind, torch.dtype):
-        kind = torch.float32
-    model = _from_pretrained(cls, folder, dtype=kind, config=config)
+        kind = getattr(config, "dtype", None) if dtype is None else dtype
+        if not isinstance(kind, torch.dtype):
+            kind = torch.float32
+        model = _from_pretrained(cls, folder, dtype=kind, config=config)
     if (folder / MANIFEST_NAME).is_file():
         setattr(model, MANIFEST_ATTRIBUTE, Manifest.read(folder / MANIFEST_NAME))
     return model
@@ -307,7 +307,7 @@ def _load_dense(folder: Path, data: Mapping[str, Any], dtype: torch.dtype | None
         cls = _class_of(data, folder)
         for path in files:
             header(path)
-    return _from_pretrained(cls, folder, dtype=torch.float32 if dtype is None else dtype)
+        return _from_pretrained(cls, folder, dtype=torch.float32 if dtype is None else dtype)
 
 
 def _from_pretrained(cls: Any, folder: Path, **arguments: Any) -> Any:

@@ -10,6 +10,7 @@ imports it in time. ``mmq.load`` is the documented entry: it also checks the fil
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import torch
@@ -89,11 +90,7 @@ class MmqHfQuantizer(HfQuantizer):
         replace_linears(model, config.layouts(), dtype=dtype, float32=kept)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
-        for path, module in model.named_modules():
-            if isinstance(module, QuantLinear):
-                module.narrow_scales()
-                module.packed.validate(path)
-                module.prepare()
+        prepare_layers(model)
         return model
 
     def is_serializable(self) -> bool:
@@ -141,6 +138,32 @@ def replace_linears(
         kept = not set(path.split(".")).isdisjoint(float32)
         layer = QuantLinear.empty(layout, dtype=torch.float32 if kept else dtype)
         model.set_submodule(path, layer)
+
+
+def prepare_layers(model: nn.Module) -> None:
+    """Checks the packed layers of ``model``, which a loader has filled, and makes them ready.
+
+    Each layer has one thread, so that the work is cut once and no thread waits for its share of the
+    next short call. Raises MmqError that names the first wrong tensor in the model's order.
+    """
+    layers = {path: part for path, part in model.named_modules() if isinstance(part, QuantLinear)}
+    if any(layer.scales.device.type != "cpu" for layer in layers.values()):
+        for path, layer in layers.items():
+            _prepare(path, layer)
+        return
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(threads, "mmq", torch.set_num_threads, (1,)) as pool:
+            for _ in pool.map(_prepare, layers, layers.values()):
+                pass
+    finally:
+        torch.set_num_threads(threads)  # It is each thread's own, and what new threads begin with.
+
+
+def _prepare(path: str, layer: QuantLinear) -> None:
+    layer.narrow_scales()
+    layer.packed.validate(path)
+    layer.prepare()
 
 
 def _kept_in_float32(model: nn.Module) -> list[str]:

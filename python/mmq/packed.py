@@ -15,6 +15,7 @@ One scale for the whole matrix is stored as [1, 1] (and one row of qzeros or min
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, cast, get_args
@@ -267,8 +268,11 @@ def _check_shape(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int
 
 
 def _check_positive(name: str, tensor: Tensor) -> None:
-    good = torch.isfinite(tensor) & (tensor > 0)
-    if not bool(good.all()):
+    if not tensor.numel():
+        return
+    low, high = map(float, torch.aminmax(tensor))  # NaN where there is one: one pass finds all.
+    if not (low > 0 and high < math.inf):
+        good = torch.isfinite(tensor) & (tensor > 0)
         index = (~good).nonzero()[0].tolist()
         raise MmqError(
             f"{name}: expected finite positive numbers, got {float(tensor[tuple(index)])} at "
