@@ -350,6 +350,15 @@ def test_what_bfloat16_products_would_lose_is_left_to_fp32(isa):
         check(p, isa, "exact")
 
 
+@pytest.mark.parametrize("zero", [-1, 256])
+def test_zeros_beyond_a_byte_are_refused(zero):
+    zeros = torch.tensor([[0], [zero]])
+    message = "repack_affine: expected integer zeros from 0 to 255, got"
+    with pytest.raises(ValueError, match=message):
+        ops.repack_affine(torch.ones(2, 1).half(), zeros, 4, float_zero=False)
+    ops.repack_affine(torch.ones(2, 1).half(), zeros.float(), 4, float_zero=True)
+
+
 @cpu_isa
 @every_mode
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
