@@ -29,8 +29,8 @@ using avx2::Activations;
 using avx2::Segment;
 
 constexpr int kFewRows = 8;
-// Measured: the processor's own prefetching does not keep up with more than one row, for which into
-// the L2 cache and a page ahead is best; one row is read up to a third slower with it.
+// Measured: the processor's own prefetching does not keep up with 3 rows and more, for which into
+// the L2 cache and a page ahead is best; fewer rows are read up to a third slower with it.
 constexpr int64_t kPrefetchBytes = 4096;
 constexpr int kManyRows = 6;
 constexpr int kPanelTiles = 2;
@@ -118,20 +118,24 @@ constexpr int kChains = kMaskedInPlace<kBits, kRows> ? 8 / kBits
 template <int kBits>
 inline void mask_block(const uint8_t* block, __m512i* quads) {
   constexpr int kPlaces = 8 / kBits;
-#pragma GCC unroll 8
-  for (int quad = 0; quad < kBlockQuads; ++quad)
-    quads[quad] = _mm512_and_si512(
-        _mm512_loadu_si512(block + quad / kPlaces * kQuadBytes),
-        _mm512_set1_epi8(static_cast<char>(max_code(kBits) << (kBits * (quad % kPlaces)))));
+#pragma GCC unroll 4
+  for (int vector = 0; vector < kBits; ++vector) {
+    __m512i codes = _mm512_loadu_si512(block + vector * kQuadBytes);
+    // Measured: GCC would load it for every mask again; 4096 -> 4096 in cache takes 69 or 74 us.
+    __asm__("" : "+v"(codes));
+#pragma GCC unroll 4
+    for (int place = 0; place < kPlaces; ++place)
+      quads[vector * kPlaces + place] = _mm512_and_si512(
+          codes, _mm512_set1_epi8(static_cast<char>(max_code(kBits) << (kBits * place))));
+  }
 }
 
 // One tile, decoded in registers. Segments are whole blocks; where they begin is computed, because
 // reading it would take more of the L1 cache than x does.
 template <int kBits, int kRows>
-void few_rows(const Operands& a, __m512* out) {
+void few_rows(const Operands& a, __m512* y) {
   constexpr int kCount = kChains<kBits, kRows>;
-#pragma GCC unroll 8
-  for (int row = 0; row < kRows; ++row) out[row] = _mm512_setzero_ps();
+  __m512 out[kRows] = {};
   const uint8_t* block = a.codes;
   const uint8_t* x = a.x;
   const float* x_scales = a.x_scales;
@@ -145,9 +149,10 @@ void few_rows(const Operands& a, __m512* out) {
       Sums sums[kRows][kCount] = {};
       for (const uint8_t* end = block + count * block_bytes(kBits); block != end;
            block += block_bytes(kBits), x += kBlockQuads * kRows * kXQuadBytes) {
-        if constexpr (kRows > 1)
+        if constexpr (kRows > 2)
           for (int64_t i = 0; i < block_bytes(kBits); i += kQuadBytes)
             _mm_prefetch(block + kPrefetchBytes + i, _MM_HINT_T1);
+        if constexpr (kRows == 1 && kBits > 4 && kBits < 8) avx2::touch_block<kBits>(block);
         __m512i quads[kBlockQuads];
         if constexpr (kMaskedInPlace<kBits, kRows>)
           mask_block<kBits>(block, quads);
@@ -176,6 +181,8 @@ void few_rows(const Operands& a, __m512* out) {
       x_sums += kRows;
     }
   }
+#pragma GCC unroll 8
+  for (int row = 0; row < kRows; ++row) y[row] = out[row];
 }
 
 // Unpacked bytes: widths differ in nothing.
@@ -296,7 +303,7 @@ void multiply(const PackedGemmArgs& a, const Segment* segments, int64_t segment_
   const int64_t tiles = tile_count(a.n);
   const int64_t min_tiles = ceil_div(kMinTaskMacs, larger(a.m * kTileRows * a.k, 1));
   if (few) {
-    parallel_for(tiles, larger(min_tiles, 4),
+    parallel_for(tiles, avx2::few_rows_grain(a),
                  [&](int64_t begin, int64_t end) { multiply_tiles<kBits>(a, x, begin, end); });
     return;
   }
