@@ -55,7 +55,7 @@ void bind_unrepack(uintptr_t tiles, int64_t n, int64_t k, int bits, uintptr_t wo
 
 void bind_packed_gemm(uintptr_t x, uintptr_t tiles, uintptr_t affine, uintptr_t bias, uintptr_t y,
                       int64_t m, int64_t n, int64_t k, int64_t group_size, int bits, int mode,
-                      int affine_kind, int scale_type) {
+                      int affine_kind, int scale_type, bool bfloat16) {
   check_bits("packed_gemm", bits);
   for (int64_t size : {m, n, k}) check_size("packed_gemm", size);
   check(k <= INT32_MAX, "packed_gemm", "k below 2^31", k);  // Columns are counted in 32 bits.
@@ -65,11 +65,14 @@ void bind_packed_gemm(uintptr_t x, uintptr_t tiles, uintptr_t affine, uintptr_t 
   check_enum("packed_gemm", "a scale type from 0 to 2", scale_type, 3);
   if (m == 0 || n == 0) return;
   py::gil_scoped_release release;
-  cpu::kernels().packed_gemm(
-      {pointer<const float>(x), pointer<const uint8_t>(tiles), pointer<const void>(affine),
-       pointer<const float>(bias), pointer<float>(y), m, n, k, group_size, bits,
-       static_cast<cpu::GemmMode>(mode), static_cast<AffineKind>(affine_kind),
-       static_cast<ScaleType>(scale_type)});
+  const auto fp32 = [&](uintptr_t address) { return bfloat16 ? 0 : address; };
+  const auto bf16 = [&](uintptr_t address) { return bfloat16 ? address : 0; };
+  cpu::packed_gemm({pointer<const float>(fp32(x)), pointer<const uint8_t>(tiles),
+                    pointer<const void>(affine), pointer<const float>(bias),
+                    pointer<float>(fp32(y)), m, n, k, group_size, bits,
+                    static_cast<cpu::GemmMode>(mode), static_cast<AffineKind>(affine_kind),
+                    static_cast<ScaleType>(scale_type), pointer<const uint16_t>(bf16(x)),
+                    pointer<uint16_t>(bf16(y))});
 }
 
 void bind_gptq_block(uintptr_t w, uintptr_t u, uintptr_t scales, uintptr_t zeros,

@@ -19,6 +19,7 @@ def packed_gemm(
     mode: int,
     affine_kind: int,
     scale_type: int,
+    bfloat16: bool,
 ) -> None: ...
 def gptq_block(
     w: int,

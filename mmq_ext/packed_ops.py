@@ -147,7 +147,8 @@ def repack_affine(scales: Tensor, zeros: Tensor | None, bits: int, float_zero: b
 
     Args:
       scales: in their storage type.
-      zeros: integers of any type, minima if ``float_zero``, or None: the zero is 2**(bits-1).
+      zeros: integers from 0 to 255 of any type, minima if ``float_zero``, or None: the zero is
+        2**(bits-1).
       bits: 2..8.
       float_zero: w = code * scale + zero instead of (code - zero) * scale.
 
@@ -164,6 +165,9 @@ def repack_affine(scales: Tensor, zeros: Tensor | None, bits: int, float_zero: b
     else:
         check_one_device(op, {"scales": scales, "zeros": zeros})
         check(op, "zeros", zeros, zeros.dtype, *scales.shape)
+        if not float_zero and zeros.numel():
+            low, high = (int(end) for end in zeros.aminmax())
+            require(low >= 0 and high < 256, op, "integer zeros from 0 to 255", f"{low} to {high}")
     layout = cuda_affine if on_cuda(scales) else cpu_affine
     return layout(scales, zeros, bits, float_zero)
 
@@ -257,7 +261,9 @@ def _packed_gemm_cpu(
     m, k = x.shape
     tiles, affine = tiles.contiguous(), affine.contiguous()
     out = y
-    if dtype != torch.float32:
+    # Other 16-bit activations, and what a division makes of them, go through float32 here.
+    bfloat16 = dtype == torch.bfloat16 and in_scale is None
+    if dtype != torch.float32 and not bfloat16:
         x, out = x.float(), y.new_empty((m, n), dtype=torch.float32)
     if in_scale is not None:
         x = x / in_scale.float()
@@ -280,8 +286,9 @@ def _packed_gemm_cpu(
         GEMM_MODES[mode],
         cpu_affine_kind(affine, n, group_count(k, group_size)),
         FLOATS[affine.dtype],
+        bfloat16,
     )
-    return out if dtype == torch.float32 else y.copy_(out)
+    return y if out is y else y.copy_(out)
 
 
 def packed_gemm(
@@ -309,8 +316,8 @@ def packed_gemm(
       bias: [n] or None.
       perm: int32 [k] or None; packed position j reads in-feature perm[j].
       in_scale: [k] or None; divides x before the permutation.
-      mode: "exact" (fp32 activations) or "int8" (activations quantized per row and group; on the
-        CPU only).
+      mode: "exact" (activations as they are, sums in fp32) or "int8" (activations quantized per
+        row and group; on the CPU only).
 
     Returns [m, n]. Raises ValueError for any dtype or shape that does not fit, and on CUDA for
     groups that its kernel does not have, with what to do instead.

@@ -13,7 +13,8 @@ import pytest
 
 import mmq_ext
 
-KNOWN = ("avx512", "avx2", "scalar")
+KNOWN = ("avx512bf16", "avx512", "avx2", "scalar")
+BFLOAT16 = KNOWN[:1]  # those that multiply bfloat16 activations as they are
 CPU = "cpu"  # ops that have one implementation for all instruction sets
 CUDA = "cuda"
 

@@ -63,6 +63,10 @@ class Problem:
             extra["bias"] = extra["bias"].to(dtype).float()
         return replace(self, x=self.x.to(dtype), extra=extra)
 
+    def as_bfloat16(self) -> "Problem":
+        """The same with bfloat16 activations."""
+        return replace(self, x=self.x.bfloat16())
+
     @property
     def has_cuda_groups(self) -> bool:
         """Whether the CUDA kernel has this group size: multiples of 16, or one group per row."""

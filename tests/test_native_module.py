@@ -113,9 +113,9 @@ def test_the_stub_lists_what_the_module_has():
 
 def test_the_binding_refuses_sizes_before_it_reads_memory():
     with pytest.raises(ValueError, match="packed_gemm: expected a size of 0 or more, got -1"):
-        _C.packed_gemm(0, 0, 0, 0, 0, -1, 1, 1, 32, 4, 0, 2, 0)
+        _C.packed_gemm(0, 0, 0, 0, 0, -1, 1, 1, 32, 4, 0, 2, 0, False)
     with pytest.raises(ValueError, match="mode 0 \\(exact\\) or 1 \\(int8\\), got 2"):
-        _C.packed_gemm(0, 0, 0, 0, 0, 1, 1, 1, 32, 4, 2, 2, 0)
+        _C.packed_gemm(0, 0, 0, 0, 0, 1, 1, 1, 32, 4, 2, 2, 0, False)
     with pytest.raises(ValueError, match="bits from 2 to 8, got 9"):
         _C.repack(0, 1, 1, 9, 0)
 

@@ -7,7 +7,7 @@ import importlib
 import pytest
 import torch
 from compare import assert_within
-from isas import CUDA, KNOWN, cpu_isa, every_isa, param, running
+from isas import BFLOAT16, CUDA, KNOWN, cpu_isa, every_isa, param, running
 from shapes import BITS, GEMM_SHAPES, problem
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -20,7 +20,15 @@ every_kernel = pytest.mark.parametrize(
     ("isa", "mode"), [*(param(isa, mode) for isa in KNOWN for mode in MODES), param(CUDA, "exact")]
 )
 every_mode = pytest.mark.parametrize("mode", MODES)
+bfloat16_isa = pytest.mark.parametrize("isa", [param(name) for name in BFLOAT16])
 every_width = pytest.mark.parametrize("bits", BITS)
+
+
+def own(p, isa, mode="exact"):
+    """The problem with activations of the type for which the implementation has its own kernel."""
+    if isa == CUDA:
+        return p.as_cuda()
+    return p.as_bfloat16() if isa in BFLOAT16 and mode == "exact" else p
 
 
 def check(p, isa, mode):
@@ -29,6 +37,7 @@ def check(p, isa, mode):
     if isa == CUDA:
         check_cuda(p)
         return
+    p = own(p, isa, mode)
     with mmq_ext.use_isa(isa):
         y = p.run(mode)
     assert y.dtype == p.x.dtype
@@ -188,7 +197,7 @@ def test_a_value_that_is_not_finite_stays_visible(isa, value):
                 p.x[1, 40] = value
             with running(isa):
                 for mode in MODES if isa != CUDA else ("exact",):
-                    y = p.run(mode)
+                    y = own(p, isa, mode).run(mode)
                     finite = y.isfinite()
                     assert not finite[1].any()
                     assert finite[[row for row in range(m) if row != 1]].all()
@@ -200,11 +209,9 @@ def test_a_value_that_is_not_finite_stays_visible(isa, value):
 @pytest.mark.parametrize("shape", [(1, 9, 1408, 128), (13, 9, 100, 7), (13, 9, 100, 16)])
 def test_one_corrupted_word_is_noticed(isa, mode, shape):
     """The bound can fail: one wrong word of codes puts its row out of it."""
-    p = problem(*shape, 4)
-    if isa == CUDA:
-        p = p.as_cuda()
-        if not p.has_cuda_groups:
-            pytest.skip("refused")
+    p = own(problem(*shape, 4), isa, mode)
+    if isa == CUDA and not p.has_cuda_groups:
+        pytest.skip("refused")
     words = ops.pack(p.codes, 4)
     words[3, 5] ^= 0x7FFFFFFF
     with running(isa):
@@ -223,7 +230,7 @@ def test_results_do_not_depend_on_the_thread_count(isa, mode):
     before = torch.get_num_threads()
     try:
         for m, n, k, group_size in ((1, 300, 1024, 128), (33, 300, 320, 32), (9, 264, 300, 20)):
-            p = problem(m, n, k, group_size, 3)
+            p = own(problem(m, n, k, group_size, 3), isa, mode)
             tiles = p.tiles()
             results = []
             for threads in (1, 2, 5):
@@ -238,9 +245,11 @@ def test_results_do_not_depend_on_the_thread_count(isa, mode):
 
 
 @every_mode
-def test_instruction_sets_agree(mode):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("group_size", [50, 64])
+def test_instruction_sets_agree(mode, dtype, group_size):
     """Also where no bound sees it: all kernels quantize activations to the same codes."""
-    p = problem(6, 40, 500, 50, 5, bias=True)
+    p = problem(6, 40, 500, group_size, 5, dtype=dtype, bias=True)
     results = []
     for isa in mmq_ext.cpu_isas():
         with mmq_ext.use_isa(isa):
@@ -248,6 +257,130 @@ def test_instruction_sets_agree(mode):
     assert results[0].any()
     for result in results[1:]:
         assert_within(result, results[0].double(), 2 * p.bound(mode, rounding_only=True))
+
+
+def cancelling(m, n, k, group_size, bits, float_zero=False):
+    """Whole groups whose products take each other away: y is zero, so that no rounding of the
+    result hides what happened before."""
+    p = problem(m, n, 2 * k, group_size, bits, float_zero=float_zero).as_bfloat16()
+    groups = k // group_size
+    p.codes[:, k:] = p.codes[:, :k]
+    p.x[:, k:] = -p.x[:, :k]
+    for part in (p.scales, p.minima, p.zeros):
+        if part is not None:
+            part[:, groups:] = part[:, :groups]
+    return p
+
+
+@cpu_isa
+@pytest.mark.parametrize("float_zero", [False, True])
+@pytest.mark.parametrize("group_size", [32, 96, 192])
+def test_sums_that_cancel(isa, group_size, float_zero):
+    for bits in (2, 5, 8):
+        p = cancelling(14, 20, 192, group_size, bits, float_zero)
+        check(p, isa, "exact")
+        assert not p.reference("exact").abs().gt(1e-9).any()
+        p.codes[3, 5] ^= 1 << (bits - 1)  # the bound can fail: one bit of one code
+        with mmq_ext.use_isa(isa):
+            y = p.run("exact")
+        p.codes[3, 5] ^= 1 << (bits - 1)
+        with pytest.raises(AssertionError, match="elements are out of bounds"):
+            assert_within(y, p.reference("exact"), p.bound("exact"))
+
+
+@bfloat16_isa
+@every_width
+def test_bfloat16_activations(isa, bits):
+    """Shapes around the blocks of rows, the strip, the panel, and with several panels to a group;
+    with the rows' first columns alone, so that nothing else covers an error."""
+    shapes = (
+        (6, 1, 1, 1),
+        (7, 33, 31, 32),
+        (8, 31, 257, 256),
+        (15, 40, 520, 320),
+        (13, 65, 700, 700),
+    )
+    for seed, (m, n, k, group_size) in enumerate(shapes):
+        for kind in ({"symmetric": True}, {}, {"float_zero": True}):
+            p = problem(m, n, k, group_size, bits, seed=seed, bias=seed % 2 == 0, **kind)
+            check(p, isa, "exact")
+            p.x[:, 1:] = 0
+            check(p, isa, "exact")
+
+
+@bfloat16_isa
+def test_bfloat16_activations_are_permuted_and_divided(isa):
+    for seed, extra in enumerate(
+        ({"perm": True}, {"in_scale": True}, {"perm": True, "bias": True})
+    ):
+        check(problem(13, 20, 96, 32, 4, seed=seed, **extra), isa, "exact")
+
+
+def test_bfloat16_is_multiplied_where_it_can_be():
+    """The same problem on two rows of the table: the kernels differ, so some last bits do."""
+    if not set(BFLOAT16) <= set(mmq_ext.cpu_isas()):
+        pytest.skip(f"this machine has no {BFLOAT16[0]}")
+    for m, group_size, differs in ((64, 64, True), (5, 64, False), (64, 40, False)):
+        p = cancelling(m, 64, 320, group_size, 4)
+        results = []
+        for isa in ("avx512bf16", "avx512"):
+            with mmq_ext.use_isa(isa):
+                results.append(p.run("exact"))
+        assert torch.equal(*results) != differs
+
+
+@bfloat16_isa
+def test_what_bfloat16_products_would_lose_is_left_to_fp32(isa):
+    """Subnormal numbers, those whose sums could become so or overflow, NaN and infinity."""
+    outside = [2.0**-133, 2.0**-126, 2.0**-120, 2.0**111, 3e38, float("nan"), float("inf")]
+    for value in outside:
+        for sign in (1.0, -1.0):
+            p = cancelling(13, 20, 96, 32, 4)
+            p.x[5, 70] = sign * value
+            assert p.x[5, 70].isnan() or float(p.x[5, 70]) == pytest.approx(sign * value, rel=0.01)
+            with mmq_ext.use_isa("avx512"):
+                want = p.run("exact")
+            with mmq_ext.use_isa(isa):
+                torch.testing.assert_close(p.run("exact"), want, rtol=0, atol=0, equal_nan=True)
+    for value in (2.0**-119, 2.0**110):
+        p = cancelling(13, 20, 96, 32, 4)
+        p.x.copy_(p.x.sign() * value)
+        check(p, isa, "exact")
+        p.x[5, 70] = -p.x[5, 70]
+        check(p, isa, "exact")
+
+
+@pytest.mark.parametrize("zero", [-1, 256])
+def test_zeros_beyond_a_byte_are_refused(zero):
+    zeros = torch.tensor([[0], [zero]])
+    message = "repack_affine: expected integer zeros from 0 to 255, got"
+    with pytest.raises(ValueError, match=message):
+        ops.repack_affine(torch.ones(2, 1).half(), zeros, 4, float_zero=False)
+    ops.repack_affine(torch.ones(2, 1).half(), zeros.float(), 4, float_zero=True)
+
+
+@cpu_isa
+@every_mode
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_columns_leave_the_bias(isa, mode, dtype):
+    x, tiles, affine = torch.empty(13, 0, dtype=dtype), torch.empty(0).byte(), torch.empty(0)
+    bias = torch.randn(9)
+    with mmq_ext.use_isa(isa):
+        y = ops.packed_gemm(x, tiles, affine, n=9, bits=4, group_size=32, bias=bias, mode=mode)
+    assert torch.equal(y, bias.to(dtype).expand(13, 9))
+
+
+@bfloat16_isa
+def test_results_below_the_normal_numbers_are_kept(isa):
+    p = problem(8, 3, 32, 32, 4, symmetric=True).as_bfloat16()
+    p.scales.fill_(2.0**-14)
+    p.codes.fill_(9)  # 1
+    p.x.zero_()
+    p.x[:, 7] = torch.tensor([2.0**-i for i in range(112, 120)])
+    with mmq_ext.use_isa(isa):
+        y = p.run("exact")
+    assert torch.equal(y, (p.x[:, 7:8].float() * 2.0**-14).bfloat16().expand(8, 3))
+    assert y.all()
 
 
 @every_kernel

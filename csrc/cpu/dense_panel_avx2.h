@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // The exact mode of packed_gemm for many rows, but for the instruction set: a panel of weights is
-// dequantized into the cache and multiplied by a register-blocked kernel.
+// decoded into the cache and multiplied by a register-blocked kernel.
 //
-//   panel  [column][outputs of a strip]       kPanelFloats, dequantized once for all rows of a task
-//   x      [row block][column][row]           packed once per call
+//   panel  [column][outputs of a strip]       decoded once for all rows of a task
+//   x      [panel][row block][column][row]    packed once per call, so that a panel reads a stream
 //   sums   [strip][row][outputs of a strip]   of one task; y is written once, at the end: its rows
 //                                             lie in few sets of the cache
+//
+// Here panels are fp32 numbers with their scale; packed_gemm_exact_avx512bf16.cpp has pairs of
+// bfloat16 integers, whose "column" is two of k.
 //
 // A header of the AVX2 and AVX-512 files only.
 #pragma once
@@ -26,22 +29,24 @@ MMQ_AVX2_BEGIN
 namespace mmq::cpu::avx2 {
 namespace {
 
-// A panel takes half of an L1 cache of 32 KB.
+// A panel takes half of an L1 cache of 32 KB: so many numbers of 32 bits.
 constexpr int64_t kPanelFloats = 4096;
-// Outputs of a task. Measured: more of them share the activations of many rows in L2, fewer keep
-// the sums of few rows in L1 (Zen 4, 4096x4096).
-constexpr int64_t kChunkTiles = 4;
+// Outputs of a task of few rows, whose sums so stay in L1 (measured: Zen 4, 4096x4096).
 constexpr int64_t kFewChunkTiles = 2;
 constexpr int64_t kFewChunkRows = 128;
-// Rows of a task. Measured: of 289 rows each takes 5 % (AVX-512) to 14 % (AVX2) less time than of
-// 512.
-constexpr int64_t kChunkRows = 320;
 
-// One call of a panel kernel: sums (+)= x . panel over `depth` columns.
+// The activations of a call, block after block of rows.
+struct PanelRows {
+  const float* x;     // [panel][row block][Panel::kBlockFloats]
+  const float* sums;  // [row][group] of x, for kernels that multiply minima apart, or null
+};
+
+// One call of a panel kernel: sums (+)= x . panel over `depth` of k from column `k` on.
 struct PanelOperands {
   const float* x;
   const float* panel;
-  int64_t depth;
+  int64_t k, depth, group_size, groups;
+  const float* x_sums;  // [row][groups] or null
   float* sums;
   bool begin;  // sums are written, not added to
 };
@@ -67,14 +72,14 @@ void dequantize_mixed_block(const uint8_t* block, const TileAffine& affine, int6
 }
 
 // Columns [begin, end) of a strip to panel[k - begin][outputs]; begin is a multiple of a block.
-// Outputs of tiles that do not exist are zero.
-template <class Panel, int kBits>
+// Outputs of tiles that do not exist are zero. Kernel is the Kernel of a FloatPanel.
+template <class Kernel, int kBits>
 void dequantize(const PackedGemmArgs& a, int64_t tile, int64_t begin, int64_t end, float* panel) {
-  constexpr int64_t kStride = Panel::kTiles * kTileRows;
+  constexpr int64_t kStride = Kernel::kTiles * kTileRows;
   const int64_t tiles = tile_count(a.n);
-  if (tile + Panel::kTiles > tiles)
+  if (tile + Kernel::kTiles > tiles)
     std::memset(panel, 0, static_cast<size_t>((end - begin) * kStride) * sizeof(float));
-  const int64_t last_tile = smaller(tile + Panel::kTiles, tiles);
+  const int64_t last_tile = smaller(tile + Kernel::kTiles, tiles);
   for (; tile < last_tile; ++tile, panel += kTileRows) {
     const uint8_t* block =
         a.tiles + tile * tile_bytes(a.k, kBits) + begin / kBlockCols * block_bytes(kBits);
@@ -88,7 +93,7 @@ void dequantize(const PackedGemmArgs& a, int64_t tile, int64_t begin, int64_t en
         group_end = (group + 1) * a.group_size;
       }
       if (smaller(group_end, end) - k >= kBlockCols) {
-        Panel::template dequantize_block<kBits>(block, affine, group, out);
+        Kernel::template dequantize_block<kBits>(block, affine, group, out);
         continue;
       }
       for (int half = 0; half < kHalves; ++half)
@@ -99,9 +104,10 @@ void dequantize(const PackedGemmArgs& a, int64_t tile, int64_t begin, int64_t en
   }
 }
 
-// Copies x to [row block][k][row], a cache line of a row at a time: lines of rows whose length is a
-// power of two would drive each other out.
-inline void pack_rows(const PackedGemmArgs& a, const RowBlocks& rows, float* packed) {
+// Copies x to [panel][row block][k][row], a cache line of a row at a time: lines of rows whose
+// length is a power of two would drive each other out.
+template <int64_t kRows, int64_t kDepth>
+void pack_rows(const PackedGemmArgs& a, const RowBlocks& rows, float* packed) {
   constexpr int64_t kLineCols = 16;
   const auto pack_line = [](const float* from, int64_t cols, float* to, int64_t stride) {
     for (int64_t j = 0; j < cols; ++j) to[j * stride] = from[j];
@@ -110,12 +116,15 @@ inline void pack_rows(const PackedGemmArgs& a, const RowBlocks& rows, float* pac
                [&](int64_t begin, int64_t end) {
                  for (int64_t block = begin; block < end; ++block) {
                    const int64_t first = rows.begin(block), count = rows.rows(block);
-                   const float* from = a.x + first * a.k;
-                   float* to = packed + first * a.k;
-                   for (int64_t k = 0; k < a.k; k += kLineCols)
-                     for (int64_t row = 0; row < count; ++row)
-                       pack_line(from + row * a.k + k, smaller(kLineCols, a.k - k),
-                                 to + k * count + row, count);
+                   for (int64_t panel = 0; panel < a.k; panel += kDepth) {
+                     const int64_t depth = smaller(kDepth, a.k - panel);
+                     const float* from = a.x + first * a.k + panel;
+                     float* to = packed + (panel / kDepth * rows.count + block) * kRows * kDepth;
+                     for (int64_t k = 0; k < depth; k += kLineCols)
+                       for (int64_t row = 0; row < count; ++row)
+                         pack_line(from + row * a.k + k, smaller(kLineCols, depth - k),
+                                   to + k * count + row, count);
+                   }
                  }
                });
 }
@@ -141,54 +150,50 @@ inline void prefetch_columns(const PackedGemmArgs& a, int64_t tile, int64_t last
   }
 }
 
-// Row blocks [begin, end) times strips [first, last). Panel has kRows, kTiles (of a strip),
-// multiply(rows, operands) and dequantize_block<kBits>(block, affine of each half, group, to).
+// Row blocks [begin, end) times strips [first, last). Panel has kRows (of a block), kTiles (of a
+// strip), kDepth (columns), kChunkRows and kChunkTiles (of a task), kBlockFloats (x of a row block
+// and panel), kScaleFloats (behind a panel), multiply(rows, operands), decode<kBits>(arguments,
+// tile, columns [begin, end), panel) and store(arguments, row, tile, a strip's sums).
 template <class Panel, int kBits>
-void multiply_chunk(const PackedGemmArgs& a, const RowBlocks& rows, const float* x, int64_t begin,
-                    int64_t end, int64_t first, int64_t last) {
-  constexpr int64_t kCols = Panel::kTiles * kTileRows, kDepth = kPanelFloats / kCols;
+void multiply_chunk(const PackedGemmArgs& a, const RowBlocks& rows, const PanelRows& x,
+                    int64_t begin, int64_t end, int64_t first, int64_t last) {
+  constexpr int64_t kCols = Panel::kTiles * kTileRows, kDepth = Panel::kDepth;
   static_assert(kDepth <= kChainCols && kDepth % kBlockCols == 0, "the error bound, whole blocks");
   const int64_t first_row = rows.begin(begin), row_count = rows.begin(end) - first_row;
-  Scratch scratch(kPanelFloats + (last - first) * row_count * kCols);
-  float* panel = scratch.take(kPanelFloats);
+  const int64_t groups = group_count(a.k, a.group_size);
+  Scratch scratch(kPanelFloats + Panel::kScaleFloats + (last - first) * row_count * kCols);
+  float* panel = scratch.take(kPanelFloats + Panel::kScaleFloats);
   float* sums = scratch.take((last - first) * row_count * kCols);
   for (int64_t k = 0; k < a.k; k += kDepth) {
     const int64_t depth = smaller(kDepth, a.k - k);
+    const float* x_panel = x.x + k / kDepth * rows.count * Panel::kBlockFloats;
     for (int64_t strip = first; strip < last; ++strip) {
       const int64_t tile = strip * Panel::kTiles;
-      dequantize<Panel, kBits>(a, tile, k, k + depth, panel);
+      Panel::template decode<kBits>(a, tile, k, k + depth, panel);
       prefetch_columns<kBits>(a, tile, tile + Panel::kTiles, k + kDepth,
                               smaller(k + 2 * kDepth, a.k));
       float* strip_sums = sums + (strip - first) * row_count * kCols;
       for (int64_t block = begin; block < end; ++block) {
         const int64_t row = rows.begin(block), count = rows.rows(block);
-        Panel::multiply(count, {x + row * a.k + k * count, panel, depth,
+        Panel::multiply(count, {x_panel + block * Panel::kBlockFloats, panel, k, depth,
+                                a.group_size, groups, x.sums ? x.sums + row * groups : nullptr,
                                 strip_sums + (row - first_row) * kCols, k == 0});
       }
     }
   }
-  constexpr int64_t kStripHalves = Panel::kTiles * kHalves;
-  const int64_t halves = smaller(last * kStripHalves, half_count(a.n));
   for (int64_t row = 0; row < row_count; ++row)
-    for (int64_t half = first * kStripHalves; half < halves; ++half) {
-      const int64_t at = half - first * kStripHalves;
-      const float* from =
-          sums + (at / kStripHalves * row_count + row) * kCols + at % kStripHalves * kHalfRows;
-      store_outputs(a, first_row + row, half, _mm256_load_ps(from));
-    }
+    for (int64_t strip = first; strip < last; ++strip)
+      Panel::store(a, first_row + row, strip * Panel::kTiles,
+                   sums + ((strip - first) * row_count + row) * kCols);
 }
 
 template <class Panel, int kBits>
-void multiply_many_rows(const PackedGemmArgs& a) {
-  const RowBlocks rows(a.m, Panel::kRows);
-  Scratch packed(a.m * a.k);
-  float* x = packed.take(a.m * a.k);
-  pack_rows(a, rows, x);
+void multiply_packed_rows(const PackedGemmArgs& a, const RowBlocks& rows, const PanelRows& x) {
   const int64_t strips = ceil_div(tile_count(a.n), Panel::kTiles);
-  const int64_t row_chunks = ceil_div(a.m, kChunkRows);
+  const int64_t row_chunks = ceil_div(a.m, Panel::kChunkRows);
   // Several tasks per thread even out their ends.
   const int64_t share = ceil_div(strips * row_chunks, int64_t{4} * max_threads());
-  const int64_t most_tiles = a.m > kFewChunkRows ? kChunkTiles : kFewChunkTiles;
+  const int64_t most_tiles = a.m > kFewChunkRows ? Panel::kChunkTiles : kFewChunkTiles;
   const int64_t chunk_strips = larger(1, smaller(share, most_tiles / Panel::kTiles));
   const int64_t strip_chunks = ceil_div(strips, chunk_strips);
   const int64_t task_macs = a.m / row_chunks * chunk_strips * Panel::kTiles * kTileRows * a.k;
@@ -202,6 +207,46 @@ void multiply_many_rows(const PackedGemmArgs& a) {
                                                 smaller(strip + chunk_strips, strips));
                  }
                });
+}
+
+// A panel of fp32 numbers. Kernel has kRows, kTiles, multiply(rows, operands) and
+// dequantize_block<kBits>(block, affine of each half, group, to).
+template <class Kernel>
+struct FloatPanel {
+  static constexpr int kRows = Kernel::kRows, kTiles = Kernel::kTiles;
+  static constexpr int64_t kDepth = kPanelFloats / (kTiles * kTileRows);
+  static constexpr int64_t kBlockFloats = kRows * kDepth, kScaleFloats = 0;
+  // Measured: of 289 rows each takes 5 % (AVX-512) to 14 % (AVX2) less time than of 512.
+  static constexpr int64_t kChunkRows = 320;
+  // Measured: so many outputs share the activations of many rows in L2 (Zen 4, 4096x4096).
+  static constexpr int64_t kChunkTiles = 4;
+
+  static void multiply(int64_t rows, const PanelOperands& operands) {
+    Kernel::multiply(rows, operands);
+  }
+
+  template <int kBits>
+  static void decode(const PackedGemmArgs& a, int64_t tile, int64_t begin, int64_t end,
+                     float* panel) {
+    dequantize<Kernel, kBits>(a, tile, begin, end, panel);
+  }
+
+  static void store(const PackedGemmArgs& a, int64_t row, int64_t tile, const float* sums) {
+    const int64_t halves = smaller((tile + kTiles) * kHalves, half_count(a.n));
+    for (int64_t half = tile * kHalves; half < halves; ++half, sums += kHalfRows)
+      store_outputs(a, row, half, _mm256_load_ps(sums));
+  }
+};
+
+template <class Kernel, int kBits>
+void multiply_many_rows(const PackedGemmArgs& a) {
+  const RowBlocks rows(a.m, Kernel::kRows);
+  using Panel = FloatPanel<Kernel>;
+  const int64_t x_floats = ceil_div(a.k, Panel::kDepth) * rows.count * Panel::kBlockFloats;
+  Scratch packed(x_floats);
+  float* x = packed.take(x_floats);
+  pack_rows<Panel::kRows, Panel::kDepth>(a, rows, x);
+  multiply_packed_rows<Panel, kBits>(a, rows, {x, nullptr});
 }
 
 }  // namespace

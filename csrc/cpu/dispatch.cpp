@@ -42,6 +42,13 @@ bool avx512::supported() {
   return (ebx & (kF | kDq | kBw | kVl)) == (kF | kDq | kBw | kVl) && (ecx & kVnni) != 0;
 }
 
+bool avx512bf16::supported() {
+  unsigned eax, ebx, ecx, edx;
+  if (!avx512::supported() || !__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx)) return false;
+  constexpr unsigned kBf16 = 1u << 5;
+  return (eax & kBf16) != 0;
+}
+
 void avx512::packed_gemm(const PackedGemmArgs& args) {
   args.mode == GemmMode::kExact ? packed_gemm_exact(args) : packed_gemm_int8(args);
 }
@@ -56,13 +63,15 @@ namespace {
 // Best first.
 const Kernels kTable[] = {
 #if defined(__x86_64__)
-    {"avx512", avx512::supported, avx512::packed_gemm, avx2::gptq_block, avx2::awq_errors,
-     avx2::grid_search, avx512::hessian_update},
-    {"avx2", avx2::supported, avx2::packed_gemm, avx2::gptq_block, avx2::awq_errors,
-     avx2::grid_search, avx2::hessian_update},
+    {"avx512bf16", avx512bf16::supported, avx512::packed_gemm, avx512bf16::packed_gemm_bfloat16,
+     avx2::gptq_block, avx2::awq_errors, avx2::grid_search, avx512::hessian_update},
+    {"avx512", avx512::supported, avx512::packed_gemm, scalar::packed_gemm_bfloat16,
+     avx2::gptq_block, avx2::awq_errors, avx2::grid_search, avx512::hessian_update},
+    {"avx2", avx2::supported, avx2::packed_gemm, scalar::packed_gemm_bfloat16, avx2::gptq_block,
+     avx2::awq_errors, avx2::grid_search, avx2::hessian_update},
 #endif
-    {"scalar", [] { return true; }, scalar::packed_gemm, scalar::gptq_block, scalar::awq_errors,
-     scalar::grid_search, scalar::hessian_update},
+    {"scalar", [] { return true; }, scalar::packed_gemm, scalar::packed_gemm_bfloat16,
+     scalar::gptq_block, scalar::awq_errors, scalar::grid_search, scalar::hessian_update},
 };
 
 const Kernels* find(const std::string& name) {

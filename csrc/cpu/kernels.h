@@ -10,7 +10,7 @@
 namespace mmq::cpu {
 
 enum class GemmMode : int {
-  kExact = 0,  // fp32 activations
+  kExact = 0,  // activations as they are
   kInt8 = 1,   // activations quantized per row and group
 };
 
@@ -35,6 +35,9 @@ struct PackedGemmArgs {
   GemmMode mode;
   AffineKind affine_kind;
   ScaleType scale_type;  // of a 16-bit affine
+  // In place of x and y, or both null: the same in bfloat16, sums rounded to it at the end.
+  const uint16_t* x_bfloat16;
+  uint16_t* y_bfloat16;
 };
 
 // The GPTQ recursion inside one block of `cols` columns (arXiv 2210.17323, algorithm 1, inner
@@ -103,6 +106,9 @@ struct Kernels {
   const char* name;
   bool (*supported)();
   void (*packed_gemm)(const PackedGemmArgs&);
+  // Exact mode with x_bfloat16 and y_bfloat16. False, with nothing written, where packed_gemm shall
+  // have these activations as fp32.
+  bool (*packed_gemm_bfloat16)(const PackedGemmArgs&);
   void (*gptq_block)(const GptqBlockArgs&);
   void (*awq_errors)(const AwqErrorsArgs&);
   void (*grid_search)(const GridSearchArgs&);
@@ -113,6 +119,9 @@ struct Kernels {
 // (an unknown or unsupported name throws std::invalid_argument at the first call).
 const Kernels& kernels();
 
+// packed_gemm of the table in use. What is bfloat16 goes to its kernel for that or is converted.
+void packed_gemm(const PackedGemmArgs& args);
+
 // For tests and benchmarks: makes the row called `name` the table in use and returns the name of
 // the one before. Throws std::invalid_argument for an unknown or unsupported name.
 const char* select_isa(const char* name);
@@ -122,6 +131,7 @@ const char* const* supported_isas();
 
 namespace scalar {
 void packed_gemm(const PackedGemmArgs& args);
+bool packed_gemm_bfloat16(const PackedGemmArgs& args);  // always false
 void gptq_block(const GptqBlockArgs& args);
 void awq_errors(const AwqErrorsArgs& args);
 void grid_search(const GridSearchArgs& args);
@@ -148,6 +158,12 @@ void packed_gemm_exact(const PackedGemmArgs& args);
 void packed_gemm_int8(const PackedGemmArgs& args);
 void hessian_update(const HessianUpdateArgs& args);
 }  // namespace avx512
+
+// packed_gemm in exact mode with bfloat16 activations; the other ops are those of avx512.
+namespace avx512bf16 {
+bool supported();  // AVX512-BF16 beside all that avx512 needs
+bool packed_gemm_bfloat16(const PackedGemmArgs& args);
+}  // namespace avx512bf16
 #endif
 
 }  // namespace mmq::cpu

@@ -111,6 +111,8 @@ void int8_row(const PackedGemmArgs& a, const int8_t* x, const float* x_scales, c
 
 }  // namespace
 
+bool packed_gemm_bfloat16(const PackedGemmArgs&) { return false; }
+
 void packed_gemm(const PackedGemmArgs& a) {
   const int64_t groups = group_count(a.k, a.group_size);
   const bool exact = a.mode == GemmMode::kExact;

@@ -4,9 +4,10 @@
 Blocks of transformers, real widths and random weights: Llama as in LLaVA-7B,
 OPT-2.7B, ViT-g of BLIP-2 (with its patch convolution, 2 % of the work), CLIP-L. "decode" is one
 token behind a cache of ``--context``, "prefill" that many tokens at once; a tower sees the tokens
-of one image. All versions take turns; times are medians, the spread is the interquartile range over
-the median, ratios are medians over rounds of dense time over packed time. ``interleave`` is what a
-packed linear costs between two torch products, over what it costs alone. The last line is JSON.
+of one image. Activations are fp32 but for dense "bf16" and packed "exact bf16". All versions take
+turns; times are medians, the spread is the interquartile range over the median, ratios are medians
+over rounds of dense time over packed time. ``interleave`` is what a packed linear costs between two
+torch products, over what it costs alone. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -139,6 +140,7 @@ def block_rows(name: str, model: nn.Module, runs: dict[str, Run], rounds: int) -
         "fp32": model,
         "bf16": copy.deepcopy(model).to(torch.bfloat16),
         "exact": packed(model, "exact"),
+        "exact bf16": packed(model, "exact").to(torch.bfloat16),
         "int8": packed(model, "int8"),
     }
     rows: list[object] = []
@@ -152,7 +154,7 @@ def block_rows(name: str, model: nn.Module, runs: dict[str, Run], rounds: int) -
         for which, mine in times.items():
             row[which] = {"ms": 1e3 * statistics.median(mine), "spread": spread(mine)}
             cells.append(f"{which} {1e3 * statistics.median(mine):8.2f} +-{spread(mine):4.0%}")
-        for which in ("exact", "int8"):
+        for which in ("exact", "exact bf16", "int8"):
             for dense in ("fp32", "bf16"):
                 ratio = statistics.median(
                     a / b for a, b in zip(times[dense], times[which], strict=True)
