@@ -41,17 +41,17 @@ def same_case(maker: Maker) -> tuple[object, ...]:
     return (maker.func, *maker.args, *sorted(maker.keywords.items()))
 
 
-def copies_beyond_cache(weight_bytes: int, m: int) -> int:
+def copies_beyond_cache(weight_bytes: int, m: int, most: int = MOST_COPIES) -> int:
     """Copies beyond the caches for few rows; weights of many rows are reused anyway."""
-    return 1 + (min(BEYOND_CACHE_BYTES // weight_bytes, MOST_COPIES) if m <= 64 else 0)
+    return 1 + (min(BEYOND_CACHE_BYTES // weight_bytes, most) if m <= 64 else 0)
 
 
 def _rotating(
-    make: Callable[[], tuple[Tensor, ...]], m: int
+    make: Callable[[], tuple[Tensor, ...]], m: int, most: int = MOST_COPIES
 ) -> tuple[Callable[[], tuple[Tensor, ...]], int]:
     first = make()
     size = sum(tensor.numel() * tensor.element_size() for tensor in first)
-    copies = [first] + [make() for _ in range(copies_beyond_cache(size, m) - 1)]
+    copies = [first] + [make() for _ in range(copies_beyond_cache(size, m, most) - 1)]
     turn = itertools.cycle(copies)
     return lambda: next(turn), size
 
@@ -86,7 +86,17 @@ def aten_int4(m: int, k: int, n: int, *, group_size: int) -> Case:
     return Case("ATen int4", run, size)
 
 
-def ours(m: int, k: int, n: int, *, group_size: int, bits: int, mode: str) -> Case:
+def ours(
+    m: int,
+    k: int,
+    n: int,
+    *,
+    group_size: int,
+    bits: int,
+    mode: str,
+    most_copies: int = MOST_COPIES,
+) -> Case:
+    """packed_gemm; ``most_copies`` for a case that is timed alone."""
     x = torch.randn(m, k)
     groups = ops.group_count(k, group_size)
 
@@ -96,7 +106,7 @@ def ours(m: int, k: int, n: int, *, group_size: int, bits: int, mode: str) -> Ca
         affine = ops.repack_affine(scales, None, bits, float_zero=False)
         return ops.repack(words, bits, k), affine
 
-    weights, size = _rotating(make, m)
+    weights, size = _rotating(make, m, most_copies)
 
     def run() -> Tensor:
         tiles, affine = weights()
