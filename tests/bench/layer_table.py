@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whole steps of quantizing one linear beside the papers' loops in torch.
 
-    python tests/bench/layer_table.py [hessian gptq awq]
+    python tests/bench/layer_table.py [--steps hessian gptq awq]
 
 ``hessian``: T tokens into the accumulator, beside one product x^T x over the same tokens; the rate
 is that of half its work. ``gptq``: ``mmq.gptq`` on a Hessian at hand, without and with its report
@@ -150,7 +150,7 @@ ROWS = {"hessian": hessian_row, "gptq": gptq_row, "awq": awq_row}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("steps", nargs="*", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--steps", nargs="+", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--shape", type=int, default=None, help="0 or 1: one shape only")
