@@ -26,7 +26,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from compare import seeded, worst_share
-from isas import CPU, CUDA, KNOWN, running
+from isas import BFLOAT16, CPU, CUDA, KNOWN, running
 from shapes import BITS, Problem, problem
 from simulated import missing
 
@@ -63,13 +63,16 @@ def gemm_rows(isas: list[str], by_width: bool) -> list[dict[str, object]]:
     rows = []
     widths = [(bits,) for bits in BITS] if by_width else [tuple(BITS)]
     kinds = [(kind, isa) for kind in ("exact", "int8") for isa in isas if isa in KNOWN]
+    kinds += [("exact, bf16 x", isa) for isa in BFLOAT16 if isa in isas]
     kinds += [(kind, CUDA) for kind in HALVES if CUDA in isas]
     for kind, isa in kinds:
         for (m, n, k, group_size), some in itertools.product(SHAPES, widths):
             problems = [problem(m, n, k, group_size, bits, bias=True) for bits in some]
             if isa == CUDA:
                 problems = [p.as_cuda(HALVES[kind]) for p in problems if p.has_cuda_groups]
-            shares = [gemm_shares(p, "exact" if isa == CUDA else kind, isa) for p in problems]
+            elif "bf16" in kind:
+                problems = [p.as_bfloat16() for p in problems]
+            shares = [gemm_shares(p, "int8" if kind == "int8" else "exact", isa) for p in problems]
             if not shares:
                 continue  # this group size is refused there
             rounding, total = (max(column) for column in zip(*shares, strict=True))
