@@ -64,6 +64,7 @@ def test_threads_prepare_as_one_does(threads: int) -> None:
         want.prepare()
         assert isinstance(got, QuantLinear)
         for name in ("tiles", "affine"):
+            assert getattr(want, name).any()
             assert torch.equal(getattr(got, name), getattr(want, name))
     assert torch.get_num_threads() == threads
     found: list[int] = []
