@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // How bfloat16 activations reach a kernel: as they are, or widened to fp32, which is exact; the
 // result is then rounded once more.
+#include <cmath>
+
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
 #include "cpu/scratch.h"
@@ -11,20 +13,18 @@ namespace {
 
 constexpr int64_t kGrain = 1 << 16;  // A run of so many numbers takes about as long as a fork.
 
-void widen(const uint16_t* from, int64_t count, float* to) {
+void widen_all(const uint16_t* from, int64_t count, float* to) {
   parallel_for(count, kGrain, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) to[i] = float_of(static_cast<uint32_t>(from[i]) << 16);
+    for (int64_t i = begin; i < end; ++i) to[i] = widen(from[i], ScaleType::kBfloat16);
   });
 }
 
-// To nearest even, subnormal numbers too; every NaN becomes the quiet one.
-void narrow(const float* from, int64_t count, uint16_t* to) {
+// Every NaN becomes the quiet one.
+void narrow_all(const float* from, int64_t count, uint16_t* to) {
   parallel_for(count, kGrain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const uint32_t bits = bits_of(from[i]);
-      const uint32_t rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
-      const bool nan = (bits & 0x7fffffffu) > kInfinityBits;
-      to[i] = static_cast<uint16_t>((nan ? kNanBits : rounded) >> 16);
+      const uint32_t bits = std::isnan(from[i]) ? kNanBits : bits_of(round_to_bf16(from[i]));
+      to[i] = static_cast<uint16_t>(bits >> 16);
     }
   });
 }
@@ -44,9 +44,9 @@ void packed_gemm(const PackedGemmArgs& args) {
   wide.y = memory.take(y_floats);
   wide.x_bfloat16 = nullptr;
   wide.y_bfloat16 = nullptr;
-  widen(args.x_bfloat16, x_floats, x);
+  widen_all(args.x_bfloat16, x_floats, x);
   table.packed_gemm(wide);
-  narrow(wide.y, y_floats, args.y_bfloat16);
+  narrow_all(wide.y, y_floats, args.y_bfloat16);
 }
 
 }  // namespace mmq::cpu

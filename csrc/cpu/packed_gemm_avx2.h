@@ -106,10 +106,6 @@ inline __attribute__((always_inline)) TileAffine half_affine(const PackedGemmArg
   return affine;
 }
 
-inline const uint8_t* half_codes(const PackedGemmArgs& a, int64_t half) {
-  return a.tiles + half / kHalves * tile_bytes(a.k, a.bits) + half % kHalves * kHalfBytes;
-}
-
 // Eight numbers of 16 bits.
 inline __attribute__((always_inline)) __m256 load_scales(const uint8_t* from, ScaleType type) {
   const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));

@@ -4,7 +4,8 @@
 Frantar et al., arXiv 2210.17323, algorithm 1, with its symbols: W [n, k], H = 2 E[x x^T], U upper
 triangular with H^-1 = U^T U, e_i = (w_i - w_hat_i) / U_ii, W[:, i..] -= e_i U[i, i..].
 
-Between blocks R = U^-1 serves instead, H = R R^T, which is a Cholesky factor that nobody inverts.
+Between blocks R = U^-1 serves instead, H = R R^T, a Cholesky factor that is inverted whole only for
+matrices of many rows, where that is the lesser work.
 With D the target minus W_hat, E = D R; so a block B of columns behind others (<) has the weights
 W_B - E_< U_<B = W_B + D_< (R_<B U_BB), in which only U_BB = R_BB^-1 is an inverse. The recursion
 inside takes E_B U_BB off them, and what is left is W_hat.

@@ -46,7 +46,7 @@ def write_rows(out: TextIO, rows: Rows, verdicts: Rows) -> None:
     out.flush()
 
 
-def _class_of(v: dict[str, Any]) -> tuple[str, str, str]:
+def class_of(v: dict[str, Any]) -> tuple[str, str, str]:
     widths = "all" if v["mode"] == "exact" else "4" if v["bits"] == 4 else "others"
     return v["mode"], widths, row_class(v["m"])
 
@@ -55,7 +55,7 @@ def summary(verdicts: Rows) -> Rows:
     """Met and short per mode, widths and class of rows, with the range of the ratios."""
     groups: dict[tuple[str, str, str], Rows] = {}
     for v in verdicts:
-        groups.setdefault(_class_of(v), []).append(v)
+        groups.setdefault(class_of(v), []).append(v)
     return [
         {
             "mode": mode,
@@ -103,28 +103,34 @@ def write_cells(out: TextIO, verdicts: Rows) -> None:
         out.write("\n")
 
 
-def _spread(a: float, b: float) -> float:
+def spread(a: float, b: float) -> float:
     return abs(a - b) / min(a, b)
 
 
-def write_spread(out: TextIO, first: dict[str, Any], second: dict[str, Any]) -> None:
-    """How much two runs differ, over the cells that both have."""
+def paired(first: Rows, second: Rows) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The verdicts of two runs on each cell that both have."""
 
     def by_cell(verdicts: Rows) -> dict[tuple[Any, ...], dict[str, Any]]:
         names = ("mode", "k", "n", "m", "bits", "group_size")
         return {tuple(v[name] for name in names): v for v in verdicts}
 
-    theirs = by_cell(second["verdicts"])
-    pairs = [(v, theirs[cell]) for cell, v in by_cell(first["verdicts"]).items() if cell in theirs]
+    theirs = by_cell(second)
+    return [(v, theirs[cell]) for cell, v in by_cell(first).items() if cell in theirs]
+
+
+def write_spread(out: TextIO, first: dict[str, Any], second: dict[str, Any]) -> None:
+    """How much two runs differ, over the cells that both have."""
+
+    pairs = paired(first["verdicts"], second["verdicts"])
     out.write(
         f"\n{len(pairs)} cells in both runs; ratios differ by\n{'mode':>6} {'bits':>7} {'M':>9} "
         f"{'median':>7} {'9 of 10':>8} {'most':>6} {'met in both':>12} {'in one':>7} {'none':>5}\n"
     )
     groups: dict[tuple[str, str, str], list[tuple[dict[str, Any], dict[str, Any]]]] = {}
     for a, b in pairs:
-        groups.setdefault(_class_of(a), []).append((a, b))
+        groups.setdefault(class_of(a), []).append((a, b))
     for (mode, widths, rows), part in sorted(groups.items()):
-        spreads = sorted(_spread(a["ratio"], b["ratio"]) for a, b in part)
+        spreads = sorted(spread(a["ratio"], b["ratio"]) for a, b in part)
         met = [a["met"] + b["met"] for a, b in part]
         out.write(
             f"{mode:>6} {widths:>7} {rows:>9} {statistics.median(spreads):>7.0%} "
